@@ -1,0 +1,1 @@
+"""Seamless depth and normals for panoramas."""

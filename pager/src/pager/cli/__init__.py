@@ -1,0 +1,1 @@
+"""Command lines; heavy imports happen inside the commands."""

@@ -1,0 +1,41 @@
+"""`scripts/demo.py`: one panorama to depth, normals, a point cloud and a viewer page."""
+
+import argparse
+from pathlib import Path
+
+from pager.cli import inference
+from pager.cli.common import run_cli
+
+DEMO_SEED = 20_000_003
+DEMO_SIZE = (512, 1024)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Entry point; returns the exit code."""
+    parser = argparse.ArgumentParser(prog="scripts/demo.py", description=__doc__)
+    parser.add_argument("--out", type=Path, default=Path("../out/demo"))
+    parser.add_argument("--input", help="your own 2:1 panorama; default: a procedural room")
+    args = parser.parse_args(argv)
+    return run_cli(lambda: _demo(args))
+
+
+def _demo(args: argparse.Namespace) -> int:
+    source = args.input or str(_render_panorama(args.out))
+    flags = ["--input", source, "--results_path", str(args.out), "--tiny", "--html", "--overwrite"]
+    code = inference.main(flags)
+    if code:
+        return code
+    folder = (args.out / Path(source).stem).resolve()
+    print(f"open {folder / 'index.html'} in a browser (RGB, depth, normals in 360 degrees)")
+    print(f"point cloud: {folder / 'points.ply'}")
+    return 0
+
+
+def _render_panorama(folder: Path) -> Path:
+    from pager.data.procedural import render_frame
+    from shared_pano_utils.imageio import write_image
+
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / "procedural_room.png"
+    write_image(path, render_frame(DEMO_SEED, "room", 0, DEMO_SIZE).rgb, gpano=True)
+    return path

@@ -1,0 +1,1 @@
+"""Data sets: one file each, all yielding the sample dictionary of `panoinfinigen`."""

@@ -1,0 +1,1 @@
+"""Training loop, batches and the tiny base model."""

@@ -1,0 +1,93 @@
+"""The demo end to end with the embedded checkpoints, and its page in a real browser."""
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from pager.cli.demo import main
+from pager.tiny import TINY_ASSETS
+from shared_pano_utils.imageio import read_image
+
+CHROMIUM = next(
+    filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
+)
+FLAGS = ["--no-sandbox", "--disable-gpu", "--use-gl=angle", "--use-angle=swiftshader",
+         "--enable-unsafe-swiftshader", "--disable-background-networking", "--disable-sync"]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("demo")
+    assert main(["--out", str(out)]) == 0
+    return out / "procedural_room"
+
+
+def test_demo_writes_every_output(demo: Path):
+    names = {path.name for path in demo.iterdir()}
+    assert names == {
+        "depth.npz", "depth.png", "depth.json", "depth_preview.png", "points.ply",
+        "normals.npz", "normals.png", "normals_preview.png", "index.html", "meta.json",
+    }  # fmt: skip
+    depth = np.load(demo / "depth.npz")["arr_0"]
+    normals = np.load(demo / "normals.npz")["arr_0"]
+    assert depth.shape == (1, 512, 1024)
+    assert np.abs(np.linalg.norm(normals, axis=0) - 1).max() < 1e-4
+    assert set(json.loads((demo / "meta.json").read_text())["files"]) == names - {"meta.json"}
+
+
+def test_demo_takes_any_panorama(tmp_path: Path):
+    image = Image.fromarray(np.full((75, 150, 3), 128, np.uint8))
+    image.save(tmp_path / "grey.jpg")
+    assert main(["--out", str(tmp_path / "out"), "--input", str(tmp_path / "grey.jpg")]) == 0
+    assert np.load(tmp_path / "out" / "grey" / "depth.npz")["arr_0"].shape == (1, 75, 150)
+
+
+def test_demo_refuses_what_is_no_panorama(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    Image.fromarray(np.zeros((100, 150, 3), np.uint8)).save(tmp_path / "photo.png")
+    assert main(["--out", str(tmp_path / "out"), "--input", str(tmp_path / "photo.png")]) == 1
+    assert "width must be 2 x height" in capsys.readouterr().err
+
+
+def test_embedded_checkpoints_are_small():
+    assert sum(p.stat().st_size for p in TINY_ASSETS.rglob("*") if p.is_file()) <= 10e6
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="no chromium binary on PATH")
+def test_page_loads_and_shows_no_seam_at_the_back(demo: Path, tmp_path: Path):
+    sync_api = pytest.importorskip("playwright.sync_api")
+    with sync_api.sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
+        page = browser.new_page(viewport={"width": 800, "height": 600})
+        problems: list[str] = []
+        page.on("console", lambda m: problems.append(m.text) if m.type == "error" else None)
+        page.on("pageerror", lambda error: problems.append(str(error)))
+        page.on(
+            "request",
+            lambda r: (
+                None if r.url.startswith(("file:", "data:", "blob:")) else problems.append(r.url)
+            ),
+        )
+        page.goto((demo / "index.html").as_uri())
+        page.wait_for_function("document.documentElement.dataset.viewer === 'load'")
+        for label in ("RGB", "Depth", "Normals"):
+            page.get_by_role("button", name=label, exact=True).click()
+            page.wait_for_function("document.documentElement.dataset.viewer === 'load'")
+            page.evaluate("window.panoViewer.lookAt(0, 180, 90, false)")
+            page.wait_for_timeout(300)
+            page.screenshot(path=str(tmp_path / f"{label}.png"))
+        browser.close()
+    assert problems == []
+    for label in ("Depth", "Normals"):
+        assert seam_ratio(read_image(tmp_path / f"{label}.png")) < 2.0
+
+
+def seam_ratio(screenshot: np.ndarray) -> float:
+    """Colour step between the two middle columns, relative to the steps within 40 px of them."""
+    rows = screenshot[150:550].astype(float)
+    steps = np.abs(np.diff(rows, axis=1)).mean((0, 2))
+    middle = steps[screenshot.shape[1] // 2 - 3 : screenshot.shape[1] // 2 + 2].max()
+    return middle / max(steps[360:440].mean(), 0.05)
