@@ -168,6 +168,7 @@ def train_config(base: Path, data_path: Path) -> Callable[..., TrainConfig]:
             "pretrained_path": str(base), "data_path": str(data_path), "face_size": FACE_SIZE,
             "num_workers": 0, "gradient_checkpointing": False, "only_train_attention_layers": False,
             "run_validation": False, "run_tiny_validation": False, "learning_rate": 1e-3,
+            "report_to": "none",
         }  # fmt: skip
         return resolve_config(None, {**defaults, **flags}, [])
 

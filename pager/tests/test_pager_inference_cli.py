@@ -18,7 +18,9 @@ import trimesh
 from PIL import Image
 
 from pager.cli import inference
-from pager.export import _equal_area_pixels, point_cloud, write_prediction
+from pager.cli.inference import result_folders, unique_names
+from pager.cloud import _equal_area_pixels, point_cloud
+from pager.export import write_prediction
 from pager.geometry import pager_to_rdf
 from pager.pipeline import PagerPipeline, Prediction, choose_device, merge
 from pager.training.batches import erp_to_faces, rgb_to_unit
@@ -393,8 +395,94 @@ def test_equal_names_do_not_collide(models, tmp_path, out, write_panoramas):
     flags = ["--input", pattern, str(tmp_path / "c"), "--results_path", str(out), *models]
     assert inference.main(flags) == 0
     assert finished(out) == {
-        "a_pano00.png", "b_pano00.png", "c_pano00.png", "c_pano00.jpg",
+        "a_pano00", "b_pano00", "pano00_png", "pano00_jpg",
     }  # fmt: skip
+
+
+def test_names_tell_files_apart():
+    paths = [Path(text) for text in ("a/p/x.png", "b/p/x.png", "b/y.png", "c/y.jpg", "z.tif")]
+    assert unique_names(paths) == ["a_p_x", "b_p_x", "b_y", "c_y", "z"]
+    assert unique_names([Path("c/x.png"), Path("c/x.jpg")]) == ["x_png", "x_jpg"]
+    assert unique_names([]) == []
+
+
+def test_results_of_something_else_are_not_taken_for_finished(
+    models, tmp_path, out, write_panoramas, capsys
+):
+    """Another input, or other options, in the same folder: refused, unless --overwrite."""
+    for folder in ("a", "b"):
+        write_panoramas(tmp_path / folder, 1)
+    flags = ["--results_path", str(out), "--points", "none", *models]
+    first = [*flags, "--input", str(tmp_path / "a")]
+    assert inference.main(first) == 0
+    before = np.load(out / "pano00/depth.npz")["arr_0"]
+    for other, word in (
+        ([*flags, "--input", str(tmp_path / "b")], "source"),
+        ([*first, "--max_depth", "15"], "depth"),
+        ([*first, "--face_size", "32"], "depth"),
+    ):
+        capsys.readouterr()
+        assert inference.main(other) == 1
+        line = capsys.readouterr().err.strip()
+        assert line.startswith(f"failed: {out / 'pano00'} holds results made with {word} ")
+        assert line.endswith("choose another --results_path or pass --overwrite")
+        assert np.array_equal(np.load(out / "pano00/depth.npz")["arr_0"], before)
+    assert inference.main([*first, "--max_depth", "15", "--overwrite"]) == 0
+    assert not np.array_equal(np.load(out / "pano00/depth.npz")["arr_0"], before)
+
+
+def test_modalities_one_after_the_other_complete_each_other(
+    models, tmp_path, out, write_panoramas, capsys
+):
+    write_panoramas(tmp_path / "a", 1)
+    flags = ["--input", str(tmp_path / "a"), "--results_path", str(out), *models]
+    for modality in ("depth", "normals"):
+        assert inference.main([*flags, "--modality", modality]) == 0
+    capsys.readouterr()
+    assert inference.main(flags) == 0
+    assert "nothing to do" in capsys.readouterr().out
+    meta = json.loads((out / "pano00/meta.json").read_text())
+    assert {"depth.npz", "normals.npz", "points.ply"} <= set(meta["files"])
+
+
+def test_kill_while_overwriting_leaves_no_complete_folder(
+    models, tmp_path, out, write_panoramas, monkeypatch
+):
+    write_panoramas(tmp_path / "a", 1)
+    flags = ["--input", str(tmp_path / "a"), "--results_path", str(out), *models]
+    assert inference.main(flags) == 0
+
+    def killed(*_args, **_options):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("pager.export.write_npz", killed)
+    assert inference.main([*flags, "--overwrite"]) == 130
+    assert not (out / "pano00/meta.json").exists()
+
+
+def test_result_folders_of_our_own_checkpoints_differ(tmp_path):
+    for name in ("runs/d/checkpoint-last", "runs/n/checkpoint-last", "one", "two/one"):
+        (tmp_path / name).mkdir(parents=True)
+
+    def folders(depth: str, normals: str) -> list[str]:
+        return list(result_folders({"depth": depth, "normals": normals}).values())
+
+    runs = [str(tmp_path / "runs" / name / "checkpoint-last") for name in "dn"]
+    assert folders(*runs) == ["d_checkpoint-last", "n_checkpoint-last"]
+    hub = ["prs-eth/PaGeR-depth", "prs-eth/PaGeR-normals"]
+    assert folders(*hub) == ["PaGeR-depth", "PaGeR-normals"]
+    same = [str(tmp_path / "one"), str(tmp_path / "two/one")]
+    assert folders(*same) == ["one_depth", "one_normals"]
+
+
+def test_hidden_leftovers_and_folders_are_no_input(models, tmp_path, out, write_panoramas):
+    (path,) = write_panoramas(tmp_path / "a", 1)
+    path.with_name(".pano.tmp.png").write_bytes(path.read_bytes())
+    (tmp_path / "a" / "sub.png").mkdir()
+    for pattern in (tmp_path / "a", tmp_path / "a" / "*.png"):
+        flags = ["--input", str(pattern), "--results_path", str(out), "--overwrite", *models]
+        assert inference.main(flags) == 0
+        assert finished(out) == {"pano00"}
 
 
 def test_shards_share_the_work(models, tmp_path, out, write_panoramas, capsys):

@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
+from pager.embedded import TINY_ASSETS
 from pager.pipeline import PagerPipeline
 from pager.quality import evaluate_tiny, summarize
-from pager.tiny import TINY_ASSETS
 
 COUNTS = {"room": 8, "corridor": 4, "outdoor": 4}
 

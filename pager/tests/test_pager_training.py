@@ -21,15 +21,17 @@ from pager.cli import train
 from pager.config import TrainConfig, leaves, resolve_config
 from pager.data.panoinfinigen import Frame, PanoInfinigen, stack_samples, write_split
 from pager.data.procedural import render_frame
-from pager.schedule import exponential_decay_factor
+from pager.runinfo import STATE_FOLDER
 from pager.training.batches import (
     EpochSampler,
+    depth_target,
     prepare_batch,
     rgb_to_unit,
     stable_hash,
     yaw_augment,
 )
-from pager.training.trainer import STATE_FOLDER, Trainer, loss_terms, trainable_parameters
+from pager.training.parameters import trainable_parameters
+from pager.training.trainer import Trainer, loss_terms
 from shared_pano_utils.geometry import PY360_E2X, rays
 
 ROOT = Path(__file__).parents[1]
@@ -175,14 +177,16 @@ def test_one_panorama_is_learned(tmp_path, train_config):
     assert np.mean(values[-5:]) < 0.6 * values[0]
 
 
-def test_rates_follow_the_schedule(tmp_path, train_config):
-    config = train_config(max_train_steps=8, learning_rate=0.01, lr_exp_warmup_steps=0.25)
+@pytest.mark.parametrize("final", [0.01, 0.1])
+def test_rates_follow_the_schedule(final, tmp_path, train_config):
+    config = train_config(
+        max_train_steps=8, learning_rate=0.01, lr_exp_warmup_steps=0.25, lr_exp_final_ratio=final
+    )
     Trainer(config, tmp_path).run()
-    # Logged after the step: the rate of the next one.
-    expected = {n: 0.01 * exponential_decay_factor(n, 8, 0.25) for n in range(1, 9)}
+    # Logged after the step: the rate of the next one. Six steps lead from the peak to the end.
+    warmup = {1: 0.005, 2: 0.01}
+    expected = warmup | {n: 0.01 * final ** ((n - 2) / 6) for n in range(3, 9)}
     assert read_log(tmp_path, "lr") == pytest.approx(expected)
-    assert expected[1] == pytest.approx(0.005)
-    assert expected[8] == pytest.approx(1e-4)
 
 
 @pytest.mark.parametrize(("epochs", "limit", "accumulate", "total"), [
@@ -475,12 +479,112 @@ def test_precedence_of_options(tmp_path):
     config = resolve_config(str(yaml), {}, [], stored)
     assert (config.model.max_depth, config.model.modality) == (30, "normals")
     assert config.model.pretrained_path == TrainConfig().model.pretrained_path
-    flags = {"adam_beta1": 0.7, "max_depth": 40.0, "seed": 7, "run_name": None, "use_EMA": False}
-    config = resolve_config(str(yaml), flags, [], stored)
-    assert (config.optimization.adam_beta1, config.model.max_depth, config.seed) == (0.7, 40, 7)
+    flags = {"adam_beta1": 0.7, "face_size": 40, "seed": 7, "run_name": None, "use_EMA": False}
+    config = resolve_config(str(yaml), flags, [], {**stored, "face_size": 48})
+    assert (config.optimization.adam_beta1, config.model.face_size, config.seed) == (0.7, 40, 7)
+    assert resolve_config(None, {}, [], {"face_size": 48}).model.face_size == 48
     assert config.training.use_EMA is False
     config = resolve_config(str(yaml), flags, ["optimization.adam_beta1=0.6", "seed=9"], stored)
     assert (config.optimization.adam_beta1, config.seed) == (0.6, 9)
+
+
+def test_what_a_checkpoint_predicts_is_not_overridden(caplog):
+    stored = {"max_depth": 30.0, "metric_depth": False, "modality": "depth"}
+    flags = {"max_depth": 15.0, "modality": "depth"}
+    model = resolve_config(None, flags, ["model.metric_depth=true"], stored).model
+    assert (model.max_depth, model.metric_depth) == (30, False)
+    assert sorted(record.getMessage() for record in caplog.records) == [
+        "max_depth=15.0 is ignored: the checkpoint was made with 30.0",
+        "metric_depth=True is ignored: the checkpoint was made with False",
+    ]
+
+
+@pytest.mark.parametrize("place", ["flag", "yaml", "set"])
+def test_checkpoint_and_its_options_from_any_source(place, tmp_path, checkpoints, data_path):
+    """The stored modality and face size hold wherever the path was written."""
+    path = checkpoints["normals"]
+    yaml = tmp_path / "c.yaml"
+    yaml.write_text("model: {face_size: 768, max_depth: 20}" if place != "yaml" else
+                    f"model: {{face_size: 768, max_depth: 20, checkpoint_path: {path}}}")  # fmt: skip
+    flags = {
+        "flag": ["--checkpoint_path", str(path)],
+        "set": ["--set", f"model.checkpoint_path={path}"],
+        "yaml": [],
+    }[place]
+    common = [
+        "--config", str(yaml), "--data_path", str(data_path), "--save_path", str(tmp_path),
+        "--run_name", "r", "--max_train_steps", "1", "--no-run_validation", "--report_to", "none",
+        "--no-run_tiny_validation", "--num_workers", "0",
+    ]  # fmt: skip
+    assert train.main([*common, *flags]) == 0
+    stored = load_model(tmp_path / "r/checkpoint-last").config
+    assert (stored.modality, stored.face_size) == ("normals", 16)
+    run = OmegaConf.load(tmp_path / "r/config.yaml").model
+    assert (run.modality, run.face_size, run.max_depth) == ("normals", 16, stored.max_depth)
+
+
+def test_finished_runs_are_not_overwritten(tmp_path, base, data_path, capsys):
+    flags = [
+        "--pretrained_path", str(base), "--data_path", str(data_path), "--face_size", "16",
+        "--num_workers", "0", "--max_train_steps", "1", "--no-run_validation", "--report_to", "none",
+        "--no-run_tiny_validation", "--save_path", str(tmp_path), "--run_name", "run",
+    ]  # fmt: skip
+    assert train.main(flags) == 0
+    before = weights(tmp_path / "run/checkpoint-last")
+    capsys.readouterr()
+    assert train.main([*flags, "--seed", "9"]) == 2
+    error = capsys.readouterr().err
+    assert f"--resume_path {tmp_path}/run/{STATE_FOLDER}" in error
+    assert error.count("\n") == 1
+    after = weights(tmp_path / "run/checkpoint-last")
+    assert all(torch.equal(before[key], after[key]) for key in before)
+    assert train.main([*flags, "--seed", "9", "--overwrite"]) == 0
+    assert len(read_log(tmp_path / "run", "lr")) == 1
+    with pytest.raises(AssertionError):
+        assert_equal_weights(tmp_path / "run/checkpoint-last/original", base)
+
+
+def test_state_is_complete_at_every_moment_of_a_save(tmp_path, train_config, monkeypatch):
+    """A kill between the two renames of `Trainer.save` loses nothing."""
+    Trainer(train_config(max_train_steps=4), tmp_path / "whole").run()
+    trainer = Trainer(train_config(max_train_steps=4, save_steps=1), tmp_path / "run")
+    rename, seen = Path.rename, []
+
+    def dying(self, target):
+        seen.append(self)
+        if len(seen) == 3:  # first save: one rename; second save: the old state away, then this
+            raise Killed
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", dying)
+    with pytest.raises(Killed):
+        trainer.run()
+    monkeypatch.setattr(Path, "rename", rename)
+    state = tmp_path / "run" / STATE_FOLDER
+    assert not state.exists()
+    assert train.main(["--resume_path", str(state)]) == 0
+    assert_equal_weights(tmp_path / "run/checkpoint-last", tmp_path / "whole/checkpoint-last")
+    assert sorted(p.name for p in (tmp_path / "run").glob("training*")) == [STATE_FOLDER]
+
+
+@pytest.mark.parametrize("option", ["logging.save_steps=0", "validation.tiny_val_frequency=0",
+                                    "data.batch_size=-1", "model.face_size=0"])  # fmt: skip
+def test_counts_are_at_least_one(option):
+    with pytest.raises(ValueError, match=r"is -?\d; use 1 or more"):
+        resolve_config(None, {}, [option])
+
+
+def test_linear_targets_span_the_quantiles_unless_metric(model_config):
+    depth = torch.linspace(1, 11, 101).view(1, 1, 1, -1).repeat(2, 1, 1, 1)
+    depth[1] *= 3
+    mask = torch.ones_like(depth, dtype=torch.bool)
+    relative = depth_target(depth, mask, model_config(log_scale=False))
+    expected = ((torch.linspace(0, 1, 101) - 0.02) / 0.96).clamp(0, 1) * 2 - 1
+    torch.testing.assert_close(relative[:, 0, 0], expected.expand(2, -1), atol=1e-5, rtol=0)
+    config = model_config(log_scale=False, metric_depth=True)
+    assert torch.equal(depth_target(depth, mask, config), config.depth_range.normalize(depth))
+    nothing = depth_target(depth, ~mask, model_config(log_scale=False))
+    assert nothing.isfinite().all()
 
 
 @pytest.mark.parametrize(("text", "hint"), [

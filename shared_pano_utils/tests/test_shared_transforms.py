@@ -219,6 +219,26 @@ def test_g4_no_output_depends_on_the_cut(mode: str, backend: str) -> None:
 
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("mode", ["bilinear", "bicubic"])
+def test_g4_holds_for_cubes_and_rotations(mode: str, backend: str) -> None:
+    """Faces and turned panoramas do not depend on the cut either; c2e puts its own cut anywhere."""
+    erp = wave_erp(24, 48, top=6).float()
+    options = {"mode": mode, "backend": backend}
+    faces = erp_to_cubemap(erp, 16, yaw=20, pitch=10, **options)
+    turned = rotate_erp(erp, yaw=15, pitch=20, roll=5, **options)
+    whole = cubemap_to_erp(faces, (24, 48), **options)
+    for columns in (1, 7, 24, 31, 47):
+        rolled, angle = erp.roll(columns, -1), columns * 7.5
+        again = erp_to_cubemap(rolled, 16, yaw=20 + angle, pitch=10, **options)
+        assert (again - faces).abs().max() < 2e-5
+        # Yaw is applied last, so turning the input back first gives the same rotation.
+        back = rotation_matrix(angle, 0, 0) @ rotation_matrix(15, 20, 5)
+        assert (rotate_erp(rolled, R=back, **options) - turned).abs().max() < 2e-5
+        shifted = cubemap_to_erp(faces, (24, 48), yaw=angle, **options)
+        assert (shifted - whole.roll(-columns, -1)).abs().max() < 2e-5
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("mode", ["bilinear", "bicubic"])
 def test_g5_constant_images_stay_constant(mode: str, backend: str) -> None:
     for value, dtype, ulp in [(199, np.uint8, 0), (0.7, np.float32, 2)]:
         erp = np.full((32, 64, 3), value, dtype)

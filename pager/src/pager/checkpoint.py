@@ -33,7 +33,9 @@ CONFIG_NAME = "config.yaml"
 UNET_WEIGHTS = "diffusion_pytorch_model.safetensors"
 EMPTY_PROMPT = "empty_prompt.safetensors"
 CONFIG_SEARCH_LEVELS = 3
-IGNORED_MODEL_KEYS = {"vae_use_RoPE"}  # compared with a string upstream, so it never had an effect
+# `vae_use_RoPE` is compared with a string upstream, so it never had an effect; `enable_xformers`
+# (in older files) chooses an attention back-end.
+IGNORED_MODEL_KEYS = {"vae_use_RoPE", "enable_xformers"}
 
 DA3_MESSAGE = (
     "{path} holds a Depth-Anything-3 version of PaGeR (one model.safetensors, no unet/ folder); "
@@ -48,6 +50,7 @@ class CheckpointFiles:
 
     root: Path
     config: ModelConfig
+    stored_keys: frozenset[str]  # of `config`, the ones that are not mere defaults
     unet_dir: Path | None  # a diffusers folder
     unet_file: Path | None  # or a lone state dict
 
@@ -85,13 +88,16 @@ def locate(checkpoint: str | Path, revision: str | None = None) -> CheckpointFil
     if root.is_file():
         if root.suffix != ".safetensors":
             raise ValueError(f"{root} is not a .safetensors file; convert it or pass a folder")
+        config, keys = read_model_config(root, checkpoint)
         return CheckpointFiles(
-            root=root, config=read_model_config(root, checkpoint), unet_dir=None, unet_file=root
+            root=root, config=config, stored_keys=keys, unet_dir=None, unet_file=root
         )
     unet_dir = root / "unet" if (root / "unet").is_dir() else root
     if (unet_dir / "config.json").exists() and (unet_dir / UNET_WEIGHTS).exists():
-        config = read_model_config(root, checkpoint)
-        return CheckpointFiles(root=root, config=config, unet_dir=unet_dir, unet_file=None)
+        config, keys = read_model_config(root, checkpoint)
+        return CheckpointFiles(
+            root=root, config=config, stored_keys=keys, unet_dir=unet_dir, unet_file=None
+        )
     if (root / "model.safetensors").exists() or (Path(checkpoint) != root and not _has_unet(root)):
         raise ValueError(DA3_MESSAGE.format(path=checkpoint))
     singles = sorted(root.glob("*.safetensors"))
@@ -107,8 +113,12 @@ def _has_unet(root: Path) -> bool:
     return any(root.rglob(UNET_WEIGHTS))
 
 
-def read_model_config(root: Path, name: str | Path = "") -> ModelConfig:
-    """Parse the `model:` section of the ``config.yaml`` in `root` or up to three levels above."""
+def read_model_config(root: Path, name: str | Path = "") -> tuple[ModelConfig, frozenset[str]]:
+    """Parse the `model:` section of the ``config.yaml`` in `root` or up to three levels above.
+
+    Returns:
+        The options, and the names of those that are not mere defaults.
+    """
     folder = root if root.is_dir() else root.parent
     candidates = [folder, *folder.resolve().parents[:CONFIG_SEARCH_LEVELS]]
     path = next((c / CONFIG_NAME for c in candidates if (c / CONFIG_NAME).exists()), None)
@@ -126,7 +136,10 @@ def read_model_config(root: Path, name: str | Path = "") -> ModelConfig:
         raise ValueError(
             f"{path} has no `model:` section; it is not the config of a PaGeR checkpoint"
         )
-    return parse_model_section(section, source=path, name=str(name or root))
+    config = parse_model_section(section, source=path, name=str(name or root))
+    names = {field.name for field in dataclasses.fields(ModelConfig)}
+    inferred = {name for name in names if getattr(config, name) != getattr(ModelConfig(), name)}
+    return config, frozenset(section.keys() & names | inferred)
 
 
 def parse_model_section(section: dict[str, Any], *, source: Path, name: str) -> ModelConfig:
@@ -238,7 +251,7 @@ def assemble(
 def empty_prompt_embedding(base: Path) -> Tensor:
     """Text embedding (1, tokens, width) of the empty prompt, from the cache file or the encoder."""
     if (base / EMPTY_PROMPT).exists():
-        return load_file(base / EMPTY_PROMPT)["embedding"]
+        return _read_safetensors(base / EMPTY_PROMPT)["embedding"]
     from transformers import CLIPTextModel, CLIPTokenizer
 
     tokenizer = CLIPTokenizer.from_pretrained(base / "tokenizer")
@@ -270,17 +283,20 @@ def _load_single_file(
     folder = fetch(base, patterns=["unet/config.json"]) / "unet"
     config: Any = UNet2DConditionModel.load_config(folder)
     unet: Any = UNet2DConditionModel.from_config({**config, "in_channels": in_channels})
-    try:
-        stored = load_file(path)
-    except SafetensorError as error:
-        raise ValueError(f"{path} is damaged ({error}); copy or download it again") from error
-    state = {key.removeprefix("unet."): value for key, value in stored.items()}
+    state = {key.removeprefix("unet."): value for key, value in _read_safetensors(path).items()}
     shapes = {key: value.shape for key, value in unet.state_dict().items()}
     _check_keys(path, shapes.keys() - state.keys(), state.keys() - shapes.keys())
     found = [(key, value.shape, shapes[key]) for key, value in state.items()]
     _check_shapes(path, [item for item in found if item[1] != item[2]])
     unet.load_state_dict(state)
     return unet.to(dtype)
+
+
+def _read_safetensors(path: Path) -> dict[str, Tensor]:
+    try:
+        return load_file(path)
+    except SafetensorError as error:
+        raise ValueError(f"{path} is damaged ({error}); copy or download it again") from error
 
 
 def _check_keys(source: Path, missing: Any, unexpected: Any) -> None:
@@ -310,6 +326,7 @@ def save_checkpoint(
     unet: UNet2DConditionModel,
     config: ModelConfig,
     *,
+    state: dict[str, Tensor] | None = None,
     dtype: torch.dtype | None = None,
 ) -> None:
     """Write the hub layout: ``config.yaml``, ``unet/config.json`` and the weights, atomically.
@@ -318,16 +335,17 @@ def save_checkpoint(
         folder: created if needed.
         unet: weights to store.
         config: stored as the `model:` section.
+        state: weights to store instead of `unet`'s own.
         dtype: of the stored weights (None keeps them).
     """
     unet_dir = folder / "unet"
     unet_dir.mkdir(parents=True, exist_ok=True)
-    state = {
+    stored = {
         key: value.detach().to("cpu", dtype or value.dtype).contiguous()
-        for key, value in unet.state_dict().items()
+        for key, value in (unet.state_dict() if state is None else state).items()
     }
     with atomic_path(unet_dir / UNET_WEIGHTS) as path:
-        save_file(state, path, metadata={"format": "pt"})
+        save_file(stored, path, metadata={"format": "pt"})
     with atomic_path(unet_dir / "config.json") as path:
         unet.to_json_file(path)
     with atomic_path(folder / CONFIG_NAME) as path:

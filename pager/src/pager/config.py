@@ -1,12 +1,14 @@
 """Typed training options: one schema behind the YAML files, the flat flags and ``--set``.
 
-Precedence: schema defaults < ``--config`` YAML < stored `model:` section (with a checkpoint) <
-flags < ``--set section.key=value``. Flags carry the leaf names of the original repository.
+Precedence: schema defaults < ``--config`` YAML < flags < ``--set section.key=value``; what a
+checkpoint stores about its own outputs (`LOCKED`) cannot be overridden. Flags carry the leaf names
+of the original repository.
 """
 
 import argparse
 import dataclasses
 import difflib
+import logging
 import types
 import typing
 from dataclasses import dataclass, field
@@ -15,6 +17,11 @@ from typing import Any
 
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
+
+from pager.data.registry import DATASETS
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass
@@ -29,6 +36,7 @@ class Training:
     resume_path: str | None = None
     use_EMA: bool = True
     EMA_decay: float = 0.9999
+    lora_rank: int = 0
     mixed_precision: str = "no"
     num_workers: int = 2
 
@@ -66,6 +74,7 @@ class Optimization:
 
     learning_rate: float = 3e-4
     lr_exp_warmup_steps: float = 0.03
+    lr_exp_final_ratio: float = 0.01
     adam_beta1: float = 0.9
     adam_beta2: float = 0.999
     adam_weight_decay: float = 1e-2
@@ -102,13 +111,19 @@ class Logging:
     save_frequency: int = 1
     save_steps: int = 500
     loss_report_frequency: int = 1
+    img_report_frequency: int = 200
+    report_to: str = "tensorboard"
+    tracker_project_name: str = "Pager"
+    logging_path: str = "logs"
 
 
 @dataclass
 class TrainConfig:
     """All options of `train.py`."""
 
-    seed: int = 42
+    debug: bool = False
+    seed: int | None = 42
+    enable_xformers: bool = False
     training: Training = field(default_factory=Training)
     model: Model = field(default_factory=Model)
     data: Data = field(default_factory=Data)
@@ -121,9 +136,28 @@ class TrainConfig:
 CHOICES: dict[str, tuple[str, ...]] = {
     "modality": ("depth", "normals"),
     "unet_positional_encoding": ("uv", "RoPE", "none"),
-    "dataset": ("PanoInfinigen",),
+    "dataset": tuple(DATASETS),
     "scenes": ("indoor", "outdoor", "both"),
-    "mixed_precision": ("no", "bf16", "fp16"),
+    "mixed_precision": ("no", "bf16"),
+    "report_to": ("tensorboard", "wandb", "none"),
+}
+MODEL_KEYS = {item.name for item in dataclasses.fields(Model)} - {
+    "pretrained_path",
+    "checkpoint_path",
+}
+LOCKED = {
+    "modality", "unet_positional_encoding", "metric_depth", "log_scale", "min_depth", "max_depth"
+}  # fmt: skip
+AT_LEAST_ONE = {
+    "num_train_epochs", "max_train_steps", "gradient_accumulation_steps", "batch_size",
+    "save_frequency", "save_steps", "loss_report_frequency", "img_report_frequency",
+    "tiny_val_frequency", "face_size",
+}  # fmt: skip
+# Keys of YAML files of the original repository, and where their values live here.
+ALIASES = {
+    "logging.wandb.run_name": "logging.run_name",
+    "logging.tensorboard.log_path": "logging.logging_path",
+    "logging.model_save_frequency": "logging.save_frequency",
 }
 
 
@@ -177,11 +211,13 @@ def resolve_config(
 ) -> TrainConfig:
     """Merge all sources (see the module docstring) into a checked `TrainConfig`.
 
+    A value that a locked one replaces is named in a warning, if the command line asked for it.
+
     Args:
         yaml_path: file with the tree of `TrainConfig`, or None.
         flags: leaf name to value; None values are ignored.
         assignments: ``section.key=value`` strings.
-        stored_model: `model:` section of the checkpoint training starts from.
+        stored_model: keys that the checkpoint training starts from holds.
 
     Raises:
         FileNotFoundError: `yaml_path` does not exist.
@@ -192,26 +228,48 @@ def resolve_config(
     if yaml_path is not None:
         if not Path(yaml_path).is_file():
             raise FileNotFoundError(f"config {yaml_path} does not exist; see configs/base.yaml")
-        layers.append((yaml_path, OmegaConf.load(yaml_path)))
-    if stored_model:
-        known = {item.name for item in dataclasses.fields(Model)} - {
-            "pretrained_path",
-            "checkpoint_path",
-        }
-        layers.append(
-            ("checkpoint", {"model": {k: v for k, v in stored_model.items() if k in known}})
-        )
+        layers.append((yaml_path, _load_yaml(yaml_path)))
+    stored = {key: value for key, value in (stored_model or {}).items() if key in MODEL_KEYS}
+    layers.append(("checkpoint", {"model": stored}))
     layers.append(("command line", _nest_flags(flags)))
     layers.append(("--set", OmegaConf.from_dotlist(assignments)))
+    layers.append(("checkpoint", {"model": {k: v for k, v in stored.items() if k in LOCKED}}))
     for source, layer in layers:
         try:
             config = OmegaConf.merge(config, layer)
         except OmegaConfBaseException as error:
             raise ValueError(f"{source}: {_explain(error)}") from error
+    _warn_of_locked(stored, flags, assignments)
     result = OmegaConf.to_object(config)
     assert isinstance(result, TrainConfig)
     _check_choices(result)
     return result
+
+
+def _warn_of_locked(stored: dict[str, Any], flags: dict[str, Any], assignments: list[str]) -> None:
+    asked = {key: value for key, value in flags.items() if value is not None}
+    asked |= OmegaConf.to_container(OmegaConf.from_dotlist(assignments)).get("model", {})  # type: ignore
+    for key in sorted(LOCKED & stored.keys() & asked.keys()):
+        if asked[key] != stored[key]:
+            logger.warning(
+                "%s=%s is ignored: the checkpoint was made with %s", key, asked[key], stored[key]
+            )
+
+
+def _load_yaml(path: str) -> Any:
+    """Read a YAML file, moving the original's keys to ours (`ALIASES`)."""
+    try:
+        tree: Any = OmegaConf.load(path)
+    except (YAMLError, OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is not a readable YAML file ({error})") from error
+    for old, new in ALIASES.items():
+        section, _, key = old.rpartition(".")
+        holder = OmegaConf.select(tree, section)
+        if OmegaConf.is_dict(holder) and key in holder:
+            OmegaConf.update(tree, new, holder.pop(key))
+            if not holder and section != "logging":
+                tree.logging.pop(section.removeprefix("logging."))
+    return tree
 
 
 def _nest_flags(flags: dict[str, Any]) -> dict[str, Any]:
@@ -256,3 +314,5 @@ def _check_choices(config: TrainConfig) -> None:
             raise ValueError(
                 f"{section}.{leaf} is {value!r}; use one of {', '.join(CHOICES[leaf])}"
             )
+        if leaf in AT_LEAST_ONE and value is not None and value < 1:
+            raise ValueError(f"{section}.{leaf} is {value}; use 1 or more")

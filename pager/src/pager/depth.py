@@ -2,16 +2,17 @@
 
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
 
-Alignment = Literal["metric", "scale", "scale_and_shift", "log_scale"]
+Alignment = Literal["metric", "scale", "scale_and_shift", "log_scale", "median"]
 
 MIN_DEPTH_M = 0.01
 MAX_DEPTH_M = 75.0
 INDOOR_MAX_DEPTH_M = 15.0
+FAR_FRACTION = 0.95  # of the range; where training says "sky", predictions come near its end
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,7 +79,7 @@ def align(pred: Tensor, target: Tensor, mask: Tensor, alignment: Alignment) -> T
     """Return `pred` (b, ...) in metres aligned to `target` over `mask`, one fit per sample.
 
     "scale" minimises the squared error in depth, "scale_and_shift" adds an offset, "log_scale"
-    matches the mean log depth, "metric" changes nothing.
+    matches the mean log depth, "median" the median depth, "metric" changes nothing.
     """
     if alignment == "metric":
         return pred
@@ -95,4 +96,17 @@ def align(pred: Tensor, target: Tensor, mask: Tensor, alignment: Alignment) -> T
     if alignment == "log_scale":
         ratio = torch.where(mask, (target / pred).log(), torch.zeros_like(pred)).flatten(1)
         return pred * (ratio.sum(1) / weight.sum(1).clamp_min(1)).exp().view(expand)
-    raise ValueError(f"alignment is {alignment!r}; use metric, scale, scale_and_shift or log_scale")
+    if alignment == "median":
+        pairs = zip(pred, target, mask, strict=True)
+        ratios = [_median(g[m]) / _median(p[m]).clamp_min(1e-12) for p, g, m in pairs]
+        return pred * torch.stack(ratios).view(expand)
+    *names, last = get_args(Alignment)
+    raise ValueError(f"alignment is {alignment!r}; use {', '.join(names)} or {last}")
+
+
+def _median(values: Tensor) -> Tensor:
+    """Median of (n,), the mean of the two middle values if n is even; 1 without values."""
+    if not len(values):
+        return values.new_ones(())
+    ordered = values.sort().values  # torch.quantile refuses more than 2^24 values: 8K panoramas
+    return (ordered[(len(values) - 1) // 2] + ordered[len(values) // 2]) / 2

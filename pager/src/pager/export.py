@@ -6,29 +6,23 @@ with a ``meta.json`` is complete.
 
 import json
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import cv2
 import matplotlib
 import numpy as np
 import torch
 
+from pager.cloud import PointFormat, point_cloud, write_points
 from pager.geometry import pager_to_rdf
 from pager.pipeline import Prediction
-from shared_pano_utils import depth_to_points
-from shared_pano_utils.depth import edge_mask
 from shared_pano_utils.imageio import atomic_path, write_image, write_json, write_png16
-from shared_pano_utils.pointcloud import write_ply
 from shared_pano_utils.viewer import write_viewer
-
-PointFormat = Literal["ply", "glb"]
 
 META_NAME = "meta.json"
 PNG16_MAX = 65_535
 PREVIEW_QUANTILE = 0.99
 PREVIEW_COLORMAP = "Spectral"
-MAX_POINTS = 2_000_000
-RDF_TO_GLTF = np.array([1.0, -1.0, -1.0], np.float32)
 
 
 # ---- pictures -----------------------------------------------------------------------------------
@@ -48,60 +42,6 @@ def normals_preview(normals: np.ndarray) -> np.ndarray:
     return ((np.moveaxis(normals, 0, -1).clip(-1, 1) + 1) * 127.5).round().astype(np.uint8)
 
 
-# ---- points -------------------------------------------------------------------------------------
-
-
-def point_cloud(
-    depth: np.ndarray, rgb: np.ndarray, *, max_points: int = MAX_POINTS, far_m: float | None = None
-) -> tuple[np.ndarray, np.ndarray]:
-    """Coloured points of a depth map, silhouettes and the far limit (sky) removed.
-
-    Args:
-        depth: (1, H, W) metres.
-        rgb: (H, W, 3) uint8 of the same size.
-        max_points: rows near the poles are thinned by the cosine of the latitude first, then all
-            points evenly to this number.
-        far_m: drop points beyond this distance.
-
-    Returns:
-        Points (N, 3) float32 RDF metres and colours (N, 3) uint8.
-    """
-    tensor = torch.from_numpy(depth)
-    keep = ~edge_mask(tensor)[0].numpy() & np.isfinite(depth[0]) & (depth[0] > 0)
-    if far_m is not None:
-        keep &= depth[0] < far_m
-    keep &= _equal_area_pixels(*depth.shape[1:])
-    chosen = np.flatnonzero(keep)
-    if len(chosen) > max_points:
-        chosen = chosen[np.linspace(0, len(chosen) - 1, max_points).astype(int)]
-    points = depth_to_points(tensor).flatten(1).T.numpy()
-    return points[chosen], rgb.reshape(-1, 3)[chosen]
-
-
-def _equal_area_pixels(height: int, width: int) -> np.ndarray:
-    """Mask (H, W) that keeps about ``W cos(latitude)`` evenly spaced pixels of every row."""
-    latitude = (0.5 - (np.arange(height) + 0.5) / height) * np.pi
-    count = np.ceil(width * np.cos(latitude))[:, None]
-    column = np.arange(width)
-    return np.floor((column + 1) * count / width) > np.floor(column * count / width)
-
-
-def write_points(
-    path: Path, points: np.ndarray, colors: np.ndarray, file_format: PointFormat
-) -> None:
-    """Write a PLY (RDF frame) or a GLB (glTF frame, y up) point cloud, atomically."""
-    if file_format == "ply":
-        write_ply(path, points, colors)
-        return
-    import trimesh
-
-    rgba = np.concatenate([colors, np.full((len(colors), 1), 255, np.uint8)], 1)
-    scene = trimesh.Scene(trimesh.PointCloud(points * RDF_TO_GLTF, rgba))
-    data: Any = scene.export(file_type="glb")
-    with atomic_path(path) as temporary:
-        temporary.write_bytes(data)
-
-
 # ---- one panorama -------------------------------------------------------------------------------
 
 
@@ -117,27 +57,33 @@ def write_prediction(
     prediction: Prediction,
     *,
     source: str,
+    made_with: dict[str, dict[str, Any]] | None = None,
     points: PointFormat | None = "ply",
     html: bool = False,
-    far_m: float | None = None,
 ) -> list[Path]:
     """Write every output of one panorama into `folder`; ``meta.json`` comes last.
+
+    What another modality left there before, for the same `source`, stays and stays listed.
 
     Args:
         folder: created if needed.
         rgb: (H, W, 3) uint8 input.
         prediction: maps of the same size.
         source: the input's path, recorded in the metadata.
+        made_with: modality to checkpoint and options, recorded in the metadata.
         points: point-cloud format, None for no cloud.
         html: also write ``index.html``, a self-contained 360-degree viewer.
-        far_m: distance from which depth counts as sky in the cloud.
 
     Returns:
         The files written.
     """
     folder.mkdir(parents=True, exist_ok=True)
     files: list[Path] = []
-    meta: dict[str, Any] = {"source": source, "size": list(rgb.shape[:2])}
+    before = read_meta(folder)
+    (folder / META_NAME).unlink(missing_ok=True)  # the folder is not complete from here on
+    meta: dict[str, Any] = before if before.get("source") == source else {"source": source}
+    meta["size"] = list(rgb.shape[:2])
+    meta["made_with"] = {**meta.get("made_with", {}), **(made_with or {})}
     views: dict[str, np.ndarray] = {"RGB": rgb}
     if prediction.depth is not None:
         files += _write_depth(folder, prediction, meta)
@@ -146,7 +92,7 @@ def write_prediction(
         files.append(folder / "depth_preview.png")
         if points is not None:
             cloud = folder / f"points.{points}"
-            write_points(cloud, *point_cloud(prediction.depth, rgb, far_m=far_m), points)
+            write_points(cloud, *point_cloud(prediction.depth, rgb, far_m=prediction.far_m), points)
             files.append(cloud)
     if prediction.normals is not None:
         files += _write_normals(folder, prediction.normals, meta)
@@ -158,7 +104,7 @@ def write_prediction(
         links = {path.name: path.name for path in files}
         write_viewer(page, views, title=f"PaGeR: {Path(source).name}", links=links)
         files.append(page)
-    meta["files"] = [path.name for path in files]
+    meta["files"] = sorted({path.name for path in files} | set(meta.get("files", [])))
     write_json(folder / META_NAME, meta)
     return [*files, folder / META_NAME]
 
@@ -168,7 +114,7 @@ def _write_depth(folder: Path, prediction: Prediction, meta: dict[str, Any]) -> 
     depth = prediction.depth
     write_npz(folder / "depth.npz", depth)
     scale = float(depth.max()) / PNG16_MAX
-    write_png16(folder / "depth.png", (depth[0] / scale).round().astype(np.uint16))
+    write_png16(folder / "depth.png", (depth[0] / scale).round().astype(np.uint16), gpano=True)
     info = {
         "metres_per_unit": scale,
         "kind": "euclidean distance along the ray",
@@ -176,6 +122,7 @@ def _write_depth(folder: Path, prediction: Prediction, meta: dict[str, Any]) -> 
         "note": "metres" if prediction.is_metric else "metres up to one unknown factor",
         "min": float(depth.min()),
         "max": float(depth.max()),
+        "far_m": prediction.far_m,
     }
     write_json(folder / "depth.json", info)
     meta["depth"] = info
@@ -202,16 +149,40 @@ def _write_png16_color(path: Path, rgb: np.ndarray) -> None:
         temporary.write_bytes(data.tobytes())
 
 
-def is_complete(folder: Path, *, modalities: set[str], html: bool, points: str | None) -> bool:
-    """Whether `folder` already holds everything that is asked for."""
-    path = folder / META_NAME
-    if not path.is_file():
-        return False
+def read_meta(folder: Path) -> dict[str, Any]:
+    """The ``meta.json`` of a result folder; empty if there is none, or none of ours."""
     try:
-        meta = json.loads(path.read_text())
-    except ValueError:
-        return False  # not written by us; predicted again
-    wanted = modalities <= meta.keys()
-    wanted &= not html or "index.html" in meta.get("files", [])
-    wanted &= points is None or "depth" not in modalities or f"points.{points}" in meta["files"]
-    return wanted and all((folder / name).is_file() for name in meta.get("files", []))
+        meta = json.loads((folder / META_NAME).read_text())
+    except (FileNotFoundError, NotADirectoryError, ValueError):
+        return {}
+    return meta if isinstance(meta, dict) else {}
+
+
+def is_complete(
+    folder: Path,
+    *,
+    source: str,
+    made_with: dict[str, dict[str, Any]],
+    html: bool,
+    points: str | None,
+) -> bool:
+    """Whether `folder` already holds everything that is asked for.
+
+    Raises:
+        ValueError: it holds the results of another input, checkpoint or option.
+    """
+    meta = read_meta(folder)
+    if not meta:
+        return False
+    found = {"source": meta.get("source")} | meta.get("made_with", {})
+    for key, value in {"source": source, **made_with}.items():
+        if key in found and found[key] != value:
+            raise ValueError(
+                f"{folder} holds results made with {key} {found[key]}, not {value}; choose another "
+                "--results_path or pass --overwrite"
+            )
+    files = meta.get("files", [])
+    wanted = made_with.keys() <= meta.keys()
+    wanted &= not html or "index.html" in files
+    wanted &= points is None or "depth" not in made_with or f"points.{points}" in files
+    return wanted and all((folder / name).is_file() for name in files)

@@ -11,8 +11,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pager.checkpoint import load_model
+from pager.depth import FAR_FRACTION
 from pager.geometry import structured3d_to_pager
-from pager.model import Modality, PagerModel
+from pager.model import Modality, PagerModel, keep_float_output
 from pager.training.batches import erp_to_faces, rgb_to_unit
 from shared_pano_utils import cubemap_to_erp
 from shared_pano_utils.geometry import PY360_E2X
@@ -25,19 +26,21 @@ class Prediction:
     """Geometry of one panorama.
 
     `depth` (1, H, W) float32, metres along the ray (up to one factor unless `is_metric`);
-    `normals` (3, H, W) float32, unit, `pager` frame (forward, up, left), facing the camera.
+    `normals` (3, H, W) float32, unit, `pager` frame (forward, up, left), facing the camera;
+    `far_m` is the distance from which depth is the end of the range: sky, or nothing seen.
     """
 
     depth: np.ndarray | None = None
     normals: np.ndarray | None = None
     is_metric: bool = False
+    far_m: float | None = None
 
 
 class PagerPipeline:
     """One checkpoint, ready to predict."""
 
     def __init__(self, model: PagerModel, device: torch.device, dtype: torch.dtype) -> None:
-        self.model = model.to(device, dtype).eval()
+        self.model = keep_float_output(model.to(device, dtype)).eval()
         self.device, self.dtype = device, dtype
 
     @classmethod
@@ -90,14 +93,18 @@ class PagerPipeline:
         """
         erp = rgb_to_unit(torch.from_numpy(rgb).to(self.device).movedim(-1, 0)[None])
         faces = erp_to_faces(erp, self.model.config.face_size).to(self.dtype)
-        decoded = self.model(faces).float()
+        decoded = self.model(faces)
         height, width = size or rgb.shape[:2]
         # The exact inverse of the input warp: faces include their borders, pixels are centred.
         result = cubemap_to_erp(decoded, (height, width), reg=PY360_E2X)[0]
         config = self.model.config
         if config.modality == "depth":
             depth = config.depth_range.denormalize(result)
-            return Prediction(depth=depth.cpu().numpy(), is_metric=config.metric_depth)
+            return Prediction(
+                depth=depth.cpu().numpy(),
+                is_metric=config.metric_depth,
+                far_m=FAR_FRACTION * config.max_depth,
+            )
         return Prediction(normals=self._to_pager_frame(result).cpu().numpy())
 
     def _to_pager_frame(self, values: Tensor) -> Tensor:
@@ -127,6 +134,8 @@ def choose_device(name: str) -> torch.device:
         raise ValueError(
             f"device {name!r} is unknown; use auto, cpu, cuda, cuda:1 or mps"
         ) from error
+    if device.type == "mps" and not torch.backends.mps.is_available():
+        raise ValueError("device mps is not available (it needs macOS on Apple hardware); use cpu")
     if device.type == "cuda" and not torch.cuda.is_available():
         raise ValueError(f"device {name} is not available (no CUDA driver found); use --device cpu")
     return device

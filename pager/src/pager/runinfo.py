@@ -1,4 +1,4 @@
-"""`run.json`: what ran, with which options, versions and commit."""
+"""Files of a run's folder: `run.json` (options, versions, commit) and the state to resume from."""
 
 import importlib.metadata
 import platform
@@ -8,6 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from shared_pano_utils.imageio import write_json
+
+RUN_NAME = "run.json"
+STATE_FOLDER = "training_checkpoint"
+OLD_SUFFIX = ".old"
 
 PACKAGES = (
     "torch",
@@ -30,7 +34,7 @@ def write_run_info(folder: Path, options: dict[str, Any]) -> None:
         except importlib.metadata.PackageNotFoundError:
             versions[package] = "not installed"
     write_json(
-        folder / "run.json",
+        folder / RUN_NAME,
         {
             "command": sys.argv,
             "options": {k: str(v) if isinstance(v, Path) else v for k, v in options.items()},
@@ -39,6 +43,14 @@ def write_run_info(folder: Path, options: dict[str, Any]) -> None:
             "commit": _commit(),
         },
     )
+
+
+def recover_state(state: Path) -> bool:
+    """Whether `state` is a saved state; puts one back that a kill left beside its place."""
+    old = state.with_name(state.name + OLD_SUFFIX)
+    if not state.is_dir() and old.is_dir():
+        old.rename(state)
+    return state.is_dir()
 
 
 def _commit() -> str | None:

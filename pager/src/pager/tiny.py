@@ -1,4 +1,4 @@
-"""The embedded default: a tiny base model of the same architecture, and where it is shipped."""
+"""Make the tiny base model that the embedded checkpoints stand on: same classes, few channels."""
 
 import logging
 from pathlib import Path
@@ -12,6 +12,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from pager.data.panoinfinigen import PanoInfinigen, stack_samples
+from pager.embedded import TINY_FACE_SIZE, TINY_MIN_DEPTH_M
 from pager.layers import cubify
 from pager.model import ModelConfig
 from pager.training.batches import erp_to_faces, rgb_to_unit, stable_hash, yaw_augment
@@ -19,17 +20,13 @@ from shared_pano_utils.imageio import write_json
 
 logger = logging.getLogger(__name__)
 
-TINY_ASSETS = Path(__file__).parents[2] / "assets" / "tiny"
-TINY_FACE_SIZE = 48
-TINY_MIN_DEPTH_M = 0.25
 TEXT_WIDTH = 32
 TEXT_TOKENS = 77
 KL_WEIGHT = 1e-6
 # What counts in the VAE's error: colours only have to inform the UNet, log depth has a small range.
 COLOR_WEIGHT, DEPTH_WEIGHT, NORMALS_WEIGHT = 0.5, 4.0, 1.5
 
-
-# diffusers annotates several of these options as tuples of length one.
+# diffusers annotates several of the options below as tuples of length one.
 
 
 def tiny_unet() -> UNet2DConditionModel:

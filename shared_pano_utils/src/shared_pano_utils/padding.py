@@ -49,7 +49,10 @@ def pad_erp(
     [1, 2, 3, 0, 1, 2]
     """
     image, restore = to_torch(x)
-    left, right, top, bottom = (pad,) * 4 if isinstance(pad, int) else pad
+    sides = (pad,) * 4 if isinstance(pad, int) else pad
+    if not isinstance(sides, Sequence) or len(sides) != 4:
+        raise TypeError(f"pad is {pad!r}; use a whole number or (left, right, top, bottom)")
+    left, right, top, bottom = sides
     h, w = image.shape[-2:]
     if min(left, right, top, bottom) < 0 or max(left, right) > w or max(top, bottom) > h:
         raise ValueError(

@@ -6,6 +6,7 @@ last; the result is of the same kind, dtype and leading axes as the input.
 """
 
 import math
+from collections.abc import Sequence
 from typing import Literal
 
 import torch
@@ -331,6 +332,8 @@ def sample_erp(
         )
     if not points.is_floating_point() or points.dtype in (torch.float16, torch.bfloat16):
         raise TypeError(f"where has dtype {points.dtype}; use float32 or float64")
+    if not bool(points.isfinite().all()):
+        raise ValueError("where holds NaN or infinity; leave these directions out")
     choose_backend(image, (2, 2), mode, "torch")
     batch = image.reshape(-1, *image.shape[-3:])
     shape = points.shape[len(lead) : -1]
@@ -366,6 +369,6 @@ def _face_size(face_size: int | str | None, width: int) -> int:
 
 
 def _checked_size(size: tuple[int, int]) -> tuple[int, int]:
-    if len(size) != 2 or min(size) < 2:
+    if not isinstance(size, Sequence) or len(size) != 2 or min(size) < 2:
         raise ValueError(f"size is {size}; expected (height, width), each at least 2 pixels")
     return int(size[0]), int(size[1])

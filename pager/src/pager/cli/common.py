@@ -24,6 +24,15 @@ def run_cli(command: Callable[[], int], *, verbose: bool = False) -> int:
         else:
             print(f"error: {' '.join(str(error).split()) or type(error).__name__}", file=sys.stderr)
         return 2
+    except RuntimeError as error:
+        if type(error).__name__ != "OutOfMemoryError":  # torch's, which may not be imported yet
+            raise
+        print(
+            "error: the device is out of memory; use --precision bfloat16, a smaller --face_size, "
+            "--batch_size 1 or --device cpu",
+            file=sys.stderr,
+        )
+        return 2
     except KeyboardInterrupt:
         print("interrupted; finished files are kept, run the same command again", file=sys.stderr)
         return 130

@@ -5,6 +5,7 @@ with ``--data_path`` and ``--dataset``.
 """
 
 import argparse
+import collections
 import glob
 import logging
 import sys
@@ -15,6 +16,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from pager.cli.common import run_cli
+from pager.data.registry import DATASETS, open_dataset
+from pager.embedded import TINY_ASSETS
 
 if TYPE_CHECKING:
     import numpy as np
@@ -37,7 +40,7 @@ def build_parser() -> argparse.ArgumentParser:
     what = parser.add_argument_group("what to read")
     what.add_argument("--input", nargs="+", help="panoramas (2:1), folders or globs")
     what.add_argument("--data_path", type=Path, help="root folder of --dataset")
-    what.add_argument("--dataset", choices=("PanoInfinigen", "PanoInTheWild"))
+    what.add_argument("--dataset", choices=tuple(DATASETS))
     what.add_argument("--scenes", choices=("indoor", "outdoor", "both"), default="both")
     what.add_argument("--split", choices=("train", "val", "test"), default="test")
     model = parser.add_argument_group("model")
@@ -59,7 +62,7 @@ def build_parser() -> argparse.ArgumentParser:
     model.add_argument("--revision", help="hub commit, tag or branch")
     model.add_argument("--pretrained_path", help="base model instead of the stored one")
     model.add_argument(
-        "--max_depth", type=float, help="metres, where the checkpoint stores no range"
+        "--max_depth", type=float, help="metres, instead of the checkpoint's range (0.01-75 m)"
     )
     model.add_argument("--face_size", type=int, help="pixels; default: the checkpoint's")
     model.add_argument("--rope", choices=("auto", "on", "off"), default="auto")
@@ -112,17 +115,36 @@ def _infer(args: argparse.Namespace) -> int:
         logger.warning("--enable_xformers: PyTorch attention is used instead, with RoPE as trained")
     items = (_dataset_items(args) if args.dataset else _input_items(args.input))[shard::shards]
     checkpoints = resolve_checkpoints(args)
-    output: Output = _DatasetOutput(args) if args.dataset else _InputOutput(args, set(checkpoints))
-    todo = [item for item in items if args.overwrite or not output.is_done(item)]
-    if not todo:
+    output: Output = (
+        _DatasetOutput(args, checkpoints) if args.dataset else _InputOutput(args, checkpoints)
+    )
+    todo, failed = _select(items, output, overwrite=args.overwrite)
+    if todo:
+        pipelines = _load_pipelines(args, checkpoints)
+        written = len(todo) - len(failed_now := _run(args, todo, pipelines, output))
+        failed += failed_now
+        print(f"{written} of {len(todo)} panoramas written to {args.results_path}")
+    elif not failed:
         print(f"nothing to do: all {len(items)} panoramas are finished in {args.results_path}")
-        return 0
-    pipelines = _load_pipelines(args, checkpoints)
-    failed = _run(args, todo, pipelines, output)
-    print(f"{len(todo) - len(failed)} of {len(todo)} panoramas written to {args.results_path}")
     for line in failed:
         print(f"failed: {line}", file=sys.stderr)
     return 1 if failed else 0
+
+
+def _select(
+    items: list[Item], output: "Output", *, overwrite: bool
+) -> tuple[list[Item], list[str]]:
+    """Items still to be done, and a line for each whose place holds something else."""
+    if overwrite:
+        return items, []
+    todo, refused = [], []
+    for item in items:
+        try:
+            if not output.is_done(item):
+                todo.append(item)
+        except ValueError as error:
+            refused.append(str(error))
+    return todo, refused
 
 
 def _run(
@@ -146,6 +168,8 @@ def _run(
         with_picture = number % max(args.img_report_frequency, 1) == 0
         try:
             output.write(item, rgb, prediction, with_picture)
+        except ValueError as error:
+            failed.append(f"{item.source}: {' '.join(str(error).split())}")
         except OSError as error:
             raise OSError(
                 f"cannot write the results of {item.source} below {args.results_path} ({error}); "
@@ -173,32 +197,50 @@ def _input_items(patterns: list[str]) -> list[Item]:
     for pattern in patterns:
         path = Path(pattern)
         if path.is_dir():
-            found = sorted(p for p in path.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES)
+            found = sorted(p for p in path.iterdir() if _is_image(p))
         elif path.exists():
             found = [path]
         else:
-            found = [Path(name) for name in sorted(glob.glob(pattern, recursive=True))]  # noqa: PTH207 (absolute patterns)
+            matches = sorted(glob.glob(pattern, recursive=True))  # noqa: PTH207 (absolute patterns)
+            found = [path for path in map(Path, matches) if path.is_file()]
         if not found:
             raise FileNotFoundError(
                 f"--input {pattern}: no such file, folder with images or glob match; check the path"
             )
         paths += [p for p in found if p not in paths]
-    stems = [p.stem for p in paths]
-    ids = [
-        p.stem if stems.count(p.stem) == 1 else f"{p.resolve().parent.name}_{p.stem}{p.suffix}"
-        for p in paths
-    ]
+    ids = unique_names(paths)
     return [Item(name, str(p), partial(read_erp, p)) for name, p in zip(ids, paths, strict=True)]
+
+
+def _is_image(path: Path) -> bool:
+    """Whether the suffix is an image's; hidden files are what a killed writer left."""
+    is_hidden = path.name.startswith(".")
+    return path.suffix.lower() in IMAGE_SUFFIXES and not is_hidden and path.is_file()
+
+
+def unique_names(paths: list[Path]) -> list[str]:
+    """Stems, preceded where they are equal by as many folder names as tell the files apart.
+
+    >>> unique_names([Path("a/p/x.png"), Path("b/p/x.png"), Path("b/y.png")])
+    ['a_p_x', 'b_p_x', 'y']
+    """
+    twins = collections.Counter((p.parent, p.stem) for p in paths)  # x.png beside x.jpg
+    leaves = [p.stem if twins[p.parent, p.stem] == 1 else f"{p.stem}_{p.suffix[1:]}" for p in paths]
+    names = leaves
+    parts = [(*p.resolve().parent.parts[1:], leaf) for p, leaf in zip(paths, leaves, strict=True)]
+    for depth in range(2, max(map(len, parts), default=1) + 1):
+        counts = collections.Counter(names)
+        names = [
+            "_".join(part[-depth:]) if counts[name] > 1 else name
+            for name, part in zip(names, parts, strict=True)
+        ]
+    return names
 
 
 def _dataset_items(args: argparse.Namespace) -> list[Item]:
     if args.data_path is None:
         raise ValueError("--dataset needs --data_path, the folder that holds the data set")
-    if args.dataset == "PanoInTheWild":
-        return _input_items([str(args.data_path / "PanoInTheWild")])
-    from pager.data.panoinfinigen import PanoInfinigen
-
-    dataset = PanoInfinigen(args.data_path, args.split, args.scenes)
+    dataset = open_dataset(args.dataset, args.data_path, args.split, args.scenes)
 
     def load(index: int) -> "np.ndarray":
         return dataset[index]["rgb"].movedim(0, -1).numpy()
@@ -225,8 +267,6 @@ def resolve_checkpoints(args: argparse.Namespace) -> dict[str, str]:
     given = {"depth": args.depth_checkpoint_path, "normals": args.normals_checkpoint_path}
     defaults = DEFAULT_CHECKPOINTS
     if args.tiny:
-        from pager.tiny import TINY_ASSETS
-
         defaults = {modality: str(TINY_ASSETS / modality) for modality in defaults}
     return {modality: given[modality] or defaults[modality] for modality in wanted}
 
@@ -275,16 +315,24 @@ class Output(Protocol):
 class _InputOutput:
     """``<results>/<id>/`` with every format."""
 
-    def __init__(self, args: argparse.Namespace, modalities: set[str]) -> None:
-        self.args, self.modalities = args, modalities
+    def __init__(self, args: argparse.Namespace, checkpoints: dict[str, str]) -> None:
+        self.args = args
         self.points = None if args.points == "none" else args.points
+        options = {name: getattr(args, name) for name in ("max_depth", "face_size", "rope")}
+        self.made_with = {
+            modality: {"checkpoint": path, "revision": args.revision, **options}
+            for modality, path in checkpoints.items()
+        }
 
     def is_done(self, item: Item) -> bool:
         from pager.export import is_complete
 
-        folder = self.args.results_path / item.id
         return is_complete(
-            folder, modalities=self.modalities, html=self.args.html, points=self.points
+            self.args.results_path / item.id,
+            source=item.source,
+            made_with=self.made_with,
+            html=self.args.html,
+            points=self.points,
         )
 
     def write(
@@ -301,19 +349,35 @@ class _InputOutput:
             rgb,
             prediction,
             source=item.source,
+            made_with=self.made_with,
             points=self.points,
             html=self.args.html,
         )
 
 
+def result_folders(checkpoints: dict[str, str]) -> dict[str, str]:
+    """Name of the results of each modality: the last part of its checkpoint.
+
+    Folders of our trainings end alike ("checkpoint-last"), so they keep the run's name in front.
+    """
+    names = {}
+    for modality, checkpoint in checkpoints.items():
+        path = Path(checkpoint)
+        generic = path.is_dir() and path.name.startswith(("checkpoint-", "original", "EMA"))
+        names[modality] = f"{path.resolve().parent.name}_{path.name}" if generic else path.name
+    if len(set(names.values())) < len(names):
+        names = {modality: f"{name}_{modality}" for modality, name in names.items()}
+    return names
+
+
 class _DatasetOutput:
     """The original's tree: ``<results>/<checkpoint>/<dataset>/{eval,example_images}/<id>``."""
 
-    def __init__(self, args: argparse.Namespace) -> None:
+    def __init__(self, args: argparse.Namespace, checkpoints: dict[str, str]) -> None:
         self.args = args
         self.folders = {
-            modality: args.results_path / Path(path).name / args.dataset
-            for modality, path in resolve_checkpoints(args).items()
+            modality: args.results_path / name / args.dataset
+            for modality, name in result_folders(checkpoints).items()
         }
 
     def is_done(self, item: Item) -> bool:
@@ -333,8 +397,10 @@ class _DatasetOutput:
             if with_picture:
                 preview = getattr(export, f"{modality}_preview")(values)
                 picture = preview if self.args.pred_only else np.concatenate([rgb, preview])
-                (folder / "example_images").mkdir(parents=True, exist_ok=True)
-                write_image(folder / "example_images" / f"{item.id}.jpg", picture)
+                path = folder / "example_images" / f"{item.id}.jpg"
+                path.parent.mkdir(parents=True, exist_ok=True)
+                write_image(path, picture, gpano=self.args.pred_only)  # a mosaic is no panorama
             if self.args.generate_eval:
-                (folder / "eval").mkdir(parents=True, exist_ok=True)
-                export.write_npz(folder / "eval" / f"{item.id}.npz", values)
+                path = folder / "eval" / f"{item.id}.npz"
+                path.parent.mkdir(parents=True, exist_ok=True)
+                export.write_npz(path, values)

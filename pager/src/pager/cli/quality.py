@@ -33,9 +33,9 @@ def main(argv: list[str] | None = None) -> int:
 def _report(args: argparse.Namespace) -> int:
     import dataclasses
 
+    from pager.embedded import TINY_ASSETS
     from pager.pipeline import PagerPipeline
     from pager.quality import evaluate_tiny, summarize
-    from pager.tiny import TINY_ASSETS
     from shared_pano_utils.imageio import write_json
 
     paths = [

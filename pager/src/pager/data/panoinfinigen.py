@@ -97,9 +97,14 @@ class PanoInfinigen(Dataset[dict[str, Any]]):
 @lru_cache(maxsize=256)
 def _environment(shard: Path) -> lmdb.Environment:
     """Open a shard; LMDB allows one handle per process, shared by all data sets."""
-    return lmdb.open(
-        str(shard), readonly=True, lock=False, readahead=False, max_readers=MAX_READERS
-    )
+    try:
+        return lmdb.open(
+            str(shard), readonly=True, lock=False, readahead=False, max_readers=MAX_READERS
+        )
+    except lmdb.Error as error:
+        raise ValueError(
+            f"{shard} cannot be read ({error}); copy or make this shard again"
+        ) from error
 
 
 if hasattr(os, "register_at_fork"):  # a forked worker must open its own handles

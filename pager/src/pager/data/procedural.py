@@ -22,11 +22,22 @@ FOLDER_KINDS: dict[str, tuple[SceneKind, ...]] = {
     "outdoor": ("outdoor",),
 }
 SPLIT_SEED_OFFSET = {"train": 0, "val": 10_000_000, "test": 20_000_000}
+KIND_SEED_OFFSET, SCENES_PER_SEED, DATA_SEEDS = 1_000_000, 100_000, 10
 
 
 def split_seeds(split: str, kind: SceneKind, count: int, seed: int = 0) -> list[int]:
-    """Scene seeds of a split; splits and kinds never share one."""
-    base = SPLIT_SEED_OFFSET[split] + 1_000_000 * KINDS.index(kind) + 100_000 * seed
+    """Scene seeds of a split; splits, kinds and data seeds never share one.
+
+    Raises:
+        ValueError: `seed` or `count` would reach into other splits.
+    """
+    if not (0 <= seed < DATA_SEEDS and 0 <= count <= SCENES_PER_SEED):
+        raise ValueError(
+            f"seed {seed} with {count} scenes of a kind: use a seed from 0 to {DATA_SEEDS - 1} and "
+            f"at most {SCENES_PER_SEED} scenes, so that splits stay apart"
+        )
+    kind_offset = KIND_SEED_OFFSET * KINDS.index(kind)
+    base = SPLIT_SEED_OFFSET[split] + kind_offset + SCENES_PER_SEED * seed
     return list(range(base, base + count))
 
 

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, cast
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -14,6 +15,8 @@ from pager.geometry import roll_normals
 from pager.model import ModelConfig
 from shared_pano_utils import erp_to_cubemap
 from shared_pano_utils.geometry import PY360_E2X
+
+LINEAR_QUANTILES = (0.02, 0.98)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,30 +60,45 @@ def stable_hash(*parts: object) -> int:
 
 
 def yaw_augment(batch: dict[str, Any], seed: int, epoch: int) -> dict[str, Any]:
-    """Roll every panorama right by its own integer number of columns; normals turn with it."""
+    """Roll every panorama right by its own integer number of columns; normals turn with it.
+
+    `depth` and `normals` may be absent.
+    """
     width = batch["rgb"].shape[-1]
     shifts = [stable_hash(seed, epoch, name) % width for name in batch["id"]]
     rolled = {
         key: torch.stack([item.roll(s, -1) for item, s in zip(batch[key], shifts, strict=True)])
         for key in ("rgb", "depth")
+        if key in batch
     }
-    normals = [roll_normals(n, s) for n, s in zip(batch["normals"], shifts, strict=True)]
-    return {"id": batch["id"], **rolled, "normals": torch.stack(normals)}
+    if "normals" in batch:
+        turned = [roll_normals(n, s) for n, s in zip(batch["normals"], shifts, strict=True)]
+        rolled["normals"] = torch.stack(turned)
+    return {"id": batch["id"], **rolled}
 
 
 def prepare_batch(batch: dict[str, Any], config: ModelConfig, device: torch.device) -> Batch:
     """Warp a collated batch to cube faces.
 
     Args:
-        batch: `rgb` (b, 3, H, W) uint8, `depth` (b, 1, H, W) metres, `normals` (b, 3, H, W).
+        batch: `rgb` (b, 3, H, W) uint8, `depth` (b, 1, H, W) metres, and `normals` (b, 3, H, W)
+            unless nothing is learned from them.
         config: modality, depth range, face size.
         device: where the faces are wanted.
     """
+    missing = {"depth", config.modality} - batch.keys()
+    if missing:
+        raise ValueError(
+            f"panorama {batch['id'][0]} has no {', '.join(sorted(missing))}; choose another --dataset"
+        )
     rgb = rgb_to_unit(batch["rgb"].to(device))
     # Missing measurements (NaN) become invalid numbers, so that warps and gradients stay finite.
-    depth, normals = (batch[key].to(device).nan_to_num(0.0) for key in ("depth", "normals"))
+    depth = batch["depth"].to(device).nan_to_num(0.0)
+    normals = batch.get("normals", torch.zeros_like(rgb)).to(device).nan_to_num(0.0)
     erp_mask = config.depth_range.valid(depth)
-    values = config.depth_range.normalize(depth) if config.modality == "depth" else normals
+    if config.modality == "normals":  # a zero vector: none was measured
+        erp_mask &= normals.norm(dim=1, keepdim=True) > 0.5
+    values = depth_target(depth, erp_mask, config) if config.modality == "depth" else normals
     size = config.face_size
     return Batch(
         ids=batch["id"],
@@ -90,6 +108,23 @@ def prepare_batch(batch: dict[str, Any], config: ModelConfig, device: torch.devi
         erp_normals=normals,
         erp_mask=erp_mask,
     )
+
+
+def depth_target(depth_m: Tensor, mask: Tensor, config: ModelConfig) -> Tensor:
+    """Depth (b, 1, H, W) metres as the network learns it, in [-1, 1].
+
+    The fixed range of the checkpoint; relative linear depth spans the 2 % to 98 % quantiles of each
+    panorama instead, since its scale and shift are free. (The original does so for metric linear
+    depth too, which then is not metric.)
+    """
+    if config.log_scale or config.metric_depth:
+        return config.depth_range.normalize(depth_m)
+    targets = []
+    for depth, valid in zip(depth_m, mask, strict=True):
+        values = depth[valid].cpu().numpy()
+        low, high = np.quantile(values, LINEAR_QUANTILES) if len(values) else (0.0, 1.0)
+        targets.append(((depth - low) / max(high - low, 1e-6)).clamp(0, 1) * 2 - 1)
+    return torch.stack(targets).float()
 
 
 def rgb_to_unit(rgb: Tensor) -> Tensor:

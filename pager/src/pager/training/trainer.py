@@ -1,37 +1,51 @@
-"""The training loop: fetch, forward, loss terms, backward, clip, step, EMA, validate, save."""
+"""The training loop: fetch, forward, loss terms, backward, clip, step, EMA, validate, save.
+
+Several processes (``accelerate launch``) share the panoramas of an epoch; each validates its part.
+"""
 
 import dataclasses
 import json
 import logging
 import math
+import os
 import shutil
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
+import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.utils import set_seed
 from diffusers.training_utils import EMAModel
 from omegaconf import OmegaConf
 from torch import Tensor
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset, Subset
 from tqdm.auto import tqdm
 
 from pager import losses
 from pager.checkpoint import CONFIG_NAME, load_base_model, load_model, save_checkpoint
 from pager.config import TrainConfig
-from pager.data.panoinfinigen import PanoInfinigen, stack_samples
+from pager.data.panoinfinigen import stack_samples
+from pager.data.registry import open_dataset, require_maps
 from pager.model import ModelConfig, PagerModel
-from pager.runinfo import write_run_info
+from pager.runinfo import OLD_SUFFIX, STATE_FOLDER, write_run_info
 from pager.schedule import exponential_decay_factor
 from pager.training.batches import Batch, EpochSampler, prepare_batch, yaw_augment
+from pager.training.parameters import (
+    add_lora,
+    has_lora,
+    merged_state,
+    save_adapter,
+    trainable_parameters,
+)
+from pager.training.report import MAX_PANORAMAS, Reporter, batch_pictures
 from shared_pano_utils.imageio import atomic_path
 
 logger = logging.getLogger(__name__)
 
-STATE_FOLDER = "training_checkpoint"
+DEBUG_PANORAMAS = 8  # with `debug`, per split
 
 
 @dataclass
@@ -76,15 +90,6 @@ def loss_terms(
     return terms
 
 
-def trainable_parameters(model: PagerModel, only_attention: bool) -> list[torch.nn.Parameter]:
-    """Freeze all but what is trained: transformer blocks (and `conv_in` for "uv"), or the UNet."""
-    with_uv = model.config.unet_positional_encoding == "uv"
-    for name, parameter in model.unet.named_parameters():
-        chosen = "transformer_blocks" in name or (with_uv and name.startswith("conv_in"))
-        parameter.requires_grad_(chosen or not only_attention)
-    return [p for p in model.unet.parameters() if p.requires_grad]
-
-
 class Trainer:
     """One training run in `output`; see `run`."""
 
@@ -94,7 +99,18 @@ class Trainer:
         self.accelerator = Accelerator(
             gradient_accumulation_steps=training.gradient_accumulation_steps,
             mixed_precision=training.mixed_precision,
+            log_with=None if config.logging.report_to == "none" else config.logging.report_to,
+            project_dir=str(output / config.logging.logging_path),
         )
+        launched = int(os.environ.get("WORLD_SIZE", "1"))
+        if launched != self.accelerator.num_processes:
+            raise ValueError(
+                f"{launched} processes were launched, but no GPU was found to join them; set "
+                "ACCELERATE_USE_CPU=true to train on the CPU, or launch one process"
+            )
+        if config.seed is None:
+            raise ValueError("seed is null; a run needs a number, so that it can be resumed")
+        self.seed = config.seed
         set_seed(config.seed)
         self.model = self._build_model()
         self._build_data()
@@ -111,9 +127,15 @@ class Trainer:
         known = {f.name for f in dataclasses.fields(ModelConfig)}
         section = {k: v for k, v in dataclasses.asdict(options).items() if k in known}
         if options.checkpoint_path is not None:
-            model = load_model(options.checkpoint_path, overrides={"face_size": options.face_size})
+            model = load_model(
+                options.checkpoint_path,
+                pretrained_path=options.pretrained_path,
+                overrides={k: v for k, v in section.items() if not k.endswith("_path")},
+            )
         else:
             model = load_base_model(ModelConfig(**section))
+        if self.config.training.lora_rank > 0:
+            add_lora(model.unet, self.config.training.lora_rank)
         if self.config.training.gradient_checkpointing:
             model.unet.enable_gradient_checkpointing()
             model.vae.enable_gradient_checkpointing()
@@ -121,27 +143,41 @@ class Trainer:
 
     def _build_data(self) -> None:
         data = self.config.data
+        wanted = {self.model.config.modality}
+        if self.config.loss.normals_consistency_loss_weight > 0:
+            wanted.add("normals")
+        require_maps(data.dataset, wanted)
 
-        def loader(split: str, sampler: EpochSampler | None) -> DataLoader[dict[str, Any]]:
-            dataset = PanoInfinigen(data.data_path, split, data.scenes)
-            if sampler is not None:
-                sampler.length = len(dataset)
-            workers = self.config.training.num_workers if sampler is not None else 0
-            return DataLoader(
-                dataset, data.batch_size, sampler=sampler, collate_fn=stack_samples,
-                num_workers=workers, drop_last=sampler is not None, persistent_workers=workers > 0,
-            )  # fmt: skip
+        def dataset(split: str) -> Dataset[dict[str, Any]]:
+            found: Any = open_dataset(data.dataset, data.data_path, split, data.scenes)
+            if self.config.debug:
+                return Subset(found, range(min(DEBUG_PANORAMAS, len(found))))
+            return found
 
-        sampler = EpochSampler(0, self.config.seed)
-        self.train_loader = self.accelerator.prepare(loader("train", sampler))
+        def validation_loader(split: str) -> DataLoader[dict[str, Any]]:
+            found: Any = dataset(split)
+            rank, world = self.accelerator.process_index, self.accelerator.num_processes
+            share = Subset(found, range(rank, len(found), world))
+            return DataLoader(share, data.batch_size, collate_fn=stack_samples)
+
+        panoramas: Any = dataset("train")
+        workers = 0 if self.config.debug else self.config.training.num_workers
+        loader = DataLoader(
+            panoramas, data.batch_size, sampler=EpochSampler(len(panoramas), self.seed),
+            collate_fn=stack_samples, num_workers=workers, drop_last=True,
+            persistent_workers=workers > 0,
+        )  # fmt: skip
+        self.train_loader = self.accelerator.prepare(loader)
         if len(self.train_loader) == 0:
             raise ValueError(
                 f"the training split holds fewer panoramas than one batch of {data.batch_size} per "
                 "process; lower --batch_size"
             )
         validation = self.config.validation
-        self.val_loader = loader("val", None) if validation.run_validation else None
-        self.tiny_val_loader = loader("tiny_val", None) if validation.run_tiny_validation else None
+        self.val_loader = validation_loader("val") if validation.run_validation else None
+        self.tiny_val_loader = (
+            validation_loader("tiny_val") if validation.run_tiny_validation else None
+        )
 
     def _build_optimizer(self) -> None:
         training, options = self.config.training, self.config.optimization
@@ -161,7 +197,13 @@ class Trainer:
         scheduler_steps = self.total_steps * self.accelerator.num_processes
         scheduler = torch.optim.lr_scheduler.LambdaLR(
             optimizer,
-            lambda n: exponential_decay_factor(n, scheduler_steps, options.lr_exp_warmup_steps),
+            lambda n: (
+                1.0  # a short run to find mistakes
+                if self.config.debug
+                else exponential_decay_factor(
+                    n, scheduler_steps, options.lr_exp_warmup_steps, options.lr_exp_final_ratio
+                )
+            ),
         )
         unet = self.model.unet
         self.ema = (
@@ -178,10 +220,13 @@ class Trainer:
         """Train to the end, from the start or exactly from a saved Accelerate state."""
         if resume_from is not None:
             self.accelerator.load_state(str(resume_from))
+            if self.ema is not None:  # Accelerate restores it to the CPU
+                self.ema.to(self.accelerator.device)
         elif self.accelerator.is_main_process:
             write_run_info(self.output, dataclasses.asdict(self.config))
             with atomic_path(self.output / CONFIG_NAME) as path:
                 OmegaConf.save(OmegaConf.structured(self.config), path)
+        self.reporter = Reporter(self.accelerator, self.config, self.output)
         bar = tqdm(
             total=self.total_steps, initial=self.state.step, desc="train",
             disable=not self.accelerator.is_main_process,
@@ -196,6 +241,7 @@ class Trainer:
             if done or self.state.epoch % self.config.logging.save_frequency == 0:
                 self.save()
         bar.close()
+        self.reporter.close()
 
     def _run_epoch(self, bar: "tqdm[Any]") -> None:
         state, config = self.state, self.config
@@ -208,9 +254,9 @@ class Trainer:
         for raw in loader:
             started = time.perf_counter()
             if config.data.use_data_augmentation:
-                raw = yaw_augment(raw, config.seed, state.epoch)
+                raw = yaw_augment(raw, self.seed, state.epoch)
             batch = prepare_batch(raw, self.model.config, self.accelerator.device)
-            terms = self._train_step(batch)
+            pred, terms = self._train_step(batch)
             state.batch_in_epoch += 1
             if not self.accelerator.sync_gradients:
                 continue
@@ -218,15 +264,18 @@ class Trainer:
             bar.update()
             if state.step % config.logging.loss_report_frequency == 0:
                 self._report(bar, terms, time.perf_counter() - started)
+            if state.step % config.logging.img_report_frequency == 0:
+                pictures = batch_pictures(batch, pred, self.model.config)
+                self.reporter.panoramas("train", pictures, state.step)
             if self.tiny_val_loader and state.step % config.validation.tiny_val_frequency == 0:
-                self._log({"tiny_val_loss": self.validate(self.tiny_val_loader)})
+                self._log({"tiny_val_loss": self.validate(self.tiny_val_loader, "tiny_val")})
                 self.model.unet.train()
             if state.step % config.logging.save_steps == 0:
                 self.save()
             if state.step >= self.total_steps:
                 return
 
-    def _train_step(self, batch: Batch) -> dict[str, Tensor]:
+    def _train_step(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         accelerator = self.accelerator
         with accelerator.accumulate(self.model.unet):
             with accelerator.autocast():
@@ -245,7 +294,7 @@ class Trainer:
             self.optimizer.zero_grad(set_to_none=True)
         if accelerator.sync_gradients and self.ema is not None:
             self.ema.step(self.model.unet.parameters())
-        return terms
+        return pred.detach(), terms
 
     def _require_finite(
         self, name: str, value: Tensor | None, terms: dict[str, Tensor], batch: Batch
@@ -260,14 +309,18 @@ class Trainer:
     # ---- validation and files -------------------------------------------------------------------
 
     @torch.no_grad()
-    def validate(self, loader: DataLoader[dict[str, Any]]) -> float:
-        """Mean training loss per panorama with EMA weights, without augmentation."""
+    def validate(self, loader: DataLoader[dict[str, Any]], name: str) -> float:
+        """Mean training loss per panorama with EMA weights, without augmentation.
+
+        The first panoramas go into a picture called `name`.
+        """
         unet = self.model.unet
         if self.ema is not None:
             self.ema.store(unet.parameters())
             self.ema.copy_to(unet.parameters())
         unet.eval()
         total, count = 0.0, 0
+        pictures: list[np.ndarray] = []
         for raw in loader:
             batch = prepare_batch(raw, self.model.config, self.accelerator.device)
             with self.accelerator.autocast():
@@ -275,30 +328,41 @@ class Trainer:
             terms = loss_terms(pred.float(), batch, self.model.config, self.config)
             total += float(torch.stack(list(terms.values())).sum())
             count += len(batch.ids)
+            if len(pictures) < MAX_PANORAMAS:
+                pictures += batch_pictures(batch, pred, self.model.config)
         if self.ema is not None:
             self.ema.restore(unet.parameters())
+        self.reporter.panoramas(name, pictures, self.state.step)
+        sums = torch.tensor([total, count], dtype=torch.float64, device=self.accelerator.device)
+        total, count = cast(Tensor, self.accelerator.reduce(sums)).tolist()
         return total / max(count, 1)
 
     def _validate_epoch(self) -> None:
         assert self.val_loader is not None
-        loss = self.validate(self.val_loader)
+        loss = self.validate(self.val_loader, "val")
         self._log({"val_loss": loss, "epoch": self.state.epoch})
         if loss < self.state.best_val_loss:
             self.state.best_val_loss = loss
             self._save_weights(self.output / "checkpoint-best")
 
     def save(self) -> None:
-        """Write ``checkpoint-last`` and the state to resume from, replacing the old one."""
+        """Write ``checkpoint-last`` and the state to resume from, replacing the old one.
+
+        At every moment a complete state lies in one of two places, see `recover_state`.
+        """
         self._save_weights(self.output / "checkpoint-last")
-        target, partial = self.output / STATE_FOLDER, self.output / f"{STATE_FOLDER}.partial"
+        target = self.output / STATE_FOLDER
+        partial, old = (self.output / f"{STATE_FOLDER}{end}" for end in (".partial", OLD_SUFFIX))
         if self.accelerator.is_main_process and partial.exists():
             shutil.rmtree(partial)
         self.accelerator.wait_for_everyone()
         self.accelerator.save_state(str(partial))
         self.accelerator.wait_for_everyone()
         if self.accelerator.is_main_process:
-            shutil.rmtree(target, ignore_errors=True)
+            if target.exists():
+                target.rename(old)
             partial.rename(target)
+            shutil.rmtree(old, ignore_errors=True)
         self.accelerator.wait_for_everyone()
 
     def _save_weights(self, folder: Path) -> None:
@@ -310,14 +374,20 @@ class Trainer:
             pretrained_path=self.config.model.pretrained_path,
             checkpoint_path=self.config.model.checkpoint_path,
         )
-        if self.ema is None:
+        if self.ema is not None:
+            self._write(folder / "original", unet, config)
+            self.ema.store(unet.parameters())
+            self.ema.copy_to(unet.parameters())
+        self._write(folder, unet, config)
+        if self.ema is not None:
+            self.ema.restore(unet.parameters())
+
+    def _write(self, folder: Path, unet: Any, config: ModelConfig) -> None:
+        if not has_lora(unet):
             save_checkpoint(folder, unet, config)
             return
-        save_checkpoint(folder / "original", unet, config)
-        self.ema.store(unet.parameters())
-        self.ema.copy_to(unet.parameters())
-        save_checkpoint(folder, unet, config)
-        self.ema.restore(unet.parameters())
+        save_checkpoint(folder, unet, config, state=merged_state(unet))
+        save_adapter(unet, folder / "lora")
 
     def _report(self, bar: "tqdm[Any]", terms: dict[str, Tensor], seconds: float) -> None:
         values = {key: term.mean().item() for key, term in terms.items()}
@@ -326,6 +396,7 @@ class Trainer:
         self._log({**values, "lr": rate, "seconds": round(seconds, 3)})
 
     def _log(self, values: dict[str, float]) -> None:
+        self.reporter.scalars(values, self.state.step)
         if self.accelerator.is_main_process:
             with (self.output / "log.jsonl").open("a") as file:
                 file.write(json.dumps({"step": self.state.step, **values}) + "\n")
