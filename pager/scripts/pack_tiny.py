@@ -26,11 +26,14 @@ def pack(work: Path, output: Path) -> int:
     import torch
     from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
     from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
+    from safetensors.torch import save_file
 
-    from pager.checkpoint import locate, save_checkpoint
+    from pager.checkpoint import EMPTY_PROMPT, encode_empty_prompt, locate, save_checkpoint
 
     for part in ("scheduler", "tokenizer", "text_encoder"):
         shutil.copytree(work / "base" / part, output / "base" / part, dirs_exist_ok=True)
+    embedding = encode_empty_prompt(output / "base")  # spares users of the files the text encoder
+    save_file({"embedding": embedding}, output / "base" / EMPTY_PROMPT)
     vae = AutoencoderKL.from_pretrained(work / "base" / "vae")
     vae.half().save_pretrained(output / "base" / "vae")
     for modality in ("depth", "normals"):

@@ -20,7 +20,7 @@ from diffusers import AutoencoderKL, UNet2DConditionModel
 from PIL import Image
 from safetensors.torch import save_file
 
-from pager.checkpoint import EMPTY_PROMPT, empty_prompt_embedding, load_base_model, save_checkpoint
+from pager.checkpoint import EMPTY_PROMPT, encode_empty_prompt, load_base_model, save_checkpoint
 from pager.config import TrainConfig, resolve_config
 from pager.data.procedural import render_frame, write_procedural
 from pager.model import ModelConfig, PagerModel
@@ -91,7 +91,7 @@ def base(tmp_path_factory, make_unet, make_vae) -> Path:
     tiny_scheduler().save_pretrained(folder / "scheduler")
     make_vae().save_pretrained(folder / "vae")
     make_unet().save_pretrained(folder / "unet")
-    save_file({"embedding": empty_prompt_embedding(folder)}, folder / EMPTY_PROMPT)
+    save_file({"embedding": encode_empty_prompt(folder)}, folder / EMPTY_PROMPT)
     return folder
 
 

@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import types
@@ -49,11 +50,12 @@ def environment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 
 @pytest.fixture(scope="module")
-def app(environment: Path) -> types.ModuleType:  # noqa: ARG001 (sets the environment first)
+def app(environment: Path) -> Iterator[types.ModuleType]:  # noqa: ARG001 (environment first)
     pytest.importorskip("gradio")
     from pager import app
 
-    return app
+    yield app
+    gc.collect()  # what gradio left open is reported here, where it is ignored
 
 
 @pytest.fixture
@@ -281,7 +283,6 @@ def server(app, environment: Path, checkpoints) -> Iterator[Server]:
     page.close(verbose=False)
     left = [path for path in environment.rglob("*") if path.is_file() and "points" in path.name]
     assert left == []  # delete_cache: the results go with the server
-    gc.collect()  # what gradio left open is reported here, where it is ignored
 
 
 @pytest.mark.browser
@@ -380,6 +381,20 @@ def test_api_cannot_read_files_of_the_server(server: Server, pano: Path):
 
 
 # ---- the command --------------------------------------------------------------------------------
+
+
+@pytest.mark.usefixtures("app")
+def test_command_names_the_port_that_is_taken(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    monkeypatch.setattr(cli.signal, "signal", lambda *_: None)
+    monkeypatch.setenv("GRADIO_TEMP_DIR", "restored afterwards")
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        assert cli.main(["--device", "cpu", "--port", str(port)]) == 2
+    assert f"cannot serve at --host 127.0.0.1 --port {port} (" in capsys.readouterr().err
 
 
 def test_command_serves_and_leaves_nothing_behind(checkpoints, tmp_path: Path):

@@ -302,14 +302,40 @@ def test_uv_checkpoint_round_trip(tmp_path, make_model, faces):
 
 
 def test_empty_prompt_comes_from_the_encoder_or_its_cache(tmp_path, base, checkpoints, faces):
-    cached = empty_prompt_embedding(base)
+    cached = empty_prompt_embedding(str(base), base)
     assert cached.shape == (1, 77, 32)
-    shutil.copytree(base, tmp_path / "base")
-    (tmp_path / "base" / EMPTY_PROMPT).unlink()
-    torch.testing.assert_close(empty_prompt_embedding(tmp_path / "base"), cached)
+    folder = tmp_path / "base"
+    shutil.copytree(base, folder)
+    (folder / EMPTY_PROMPT).unlink()
+    torch.testing.assert_close(empty_prompt_embedding(str(folder), folder), cached)
+    assert not (folder / EMPTY_PROMPT).exists()  # somebody else's folder
     uncached = load_model(checkpoints["depth"], pretrained_path=str(tmp_path / "base"))
     expected = predict(load_model(checkpoints["depth"]), faces)
     torch.testing.assert_close(predict(uncached, faces), expected)
+
+
+def test_text_encoder_of_a_hub_base_runs_once(tmp_path, base, monkeypatch):
+    """A snapshot of the hub without text encoder: fetched once, its embedding kept."""
+    folder = tmp_path / "models--x--y" / "snapshots" / "0123abcd"
+    folder.mkdir(parents=True)
+    fetched = []
+
+    def fetch(name, patterns):
+        fetched.append((name, patterns))
+        return base
+
+    monkeypatch.setattr("pager.checkpoint.fetch", fetch)
+    monkeypatch.setattr("pager.checkpoint.PROMPT_CACHE", tmp_path / "cache")
+    first = empty_prompt_embedding("x/y", folder)
+    assert fetched == [("x/y", ["tokenizer/*", "text_encoder/*"])]
+    assert torch.equal(empty_prompt_embedding("x/y", folder), first)
+    assert len(fetched) == 1
+    assert [p.name for p in (tmp_path / "cache").iterdir()] == ["0123abcd.safetensors"]
+    # A cache that cannot be written costs time, not the result.
+    (tmp_path / "file").write_text("")
+    monkeypatch.setattr("pager.checkpoint.PROMPT_CACHE", tmp_path / "file" / "cache")
+    assert torch.equal(empty_prompt_embedding("x/y", folder), first)
+    assert len(fetched) == 2
 
 
 def test_embedded_architecture_is_stock_and_of_the_released_shape():

@@ -1,6 +1,7 @@
 """The demo end to end with the embedded checkpoints, and its page in a real browser."""
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -37,6 +38,8 @@ def test_demo_writes_every_output(demo: Path):
     assert depth.shape == (1, 512, 1024)
     assert np.abs(np.linalg.norm(normals, axis=0) - 1).max() < 1e-4
     assert set(json.loads((demo / "meta.json").read_text())["files"]) == names - {"meta.json"}
+    links = re.findall(r'href="(procedural_room/[^"]+)"', (demo.parent / "index.html").read_text())
+    assert {Path(link).name for link in links} == names - {"meta.json"}
 
 
 def test_demo_takes_any_panorama(tmp_path: Path):
@@ -71,7 +74,7 @@ def test_page_loads_and_shows_no_seam_at_the_back(demo: Path, tmp_path: Path):
                 None if r.url.startswith(("file:", "data:", "blob:")) else problems.append(r.url)
             ),
         )
-        page.goto((demo / "index.html").as_uri())
+        page.goto((demo.parent / "index.html").as_uri())
         page.wait_for_function("document.documentElement.dataset.viewer === 'load'")
         for label in ("RGB", "Depth", "Normals"):
             page.get_by_role("button", name=label, exact=True).click()

@@ -418,13 +418,13 @@ def test_results_of_something_else_are_not_taken_for_finished(
     before = np.load(out / "pano00/depth.npz")["arr_0"]
     for other, word in (
         ([*flags, "--input", str(tmp_path / "b")], "source"),
-        ([*first, "--max_depth", "15"], "depth"),
-        ([*first, "--face_size", "32"], "depth"),
+        ([*first, "--max_depth", "15"], "depth max_depth=None, not max_depth=15.0;"),
+        ([*first, "--face_size", "32"], "depth face_size=None, not face_size=32;"),
     ):
         capsys.readouterr()
         assert inference.main(other) == 1
         line = capsys.readouterr().err.strip()
-        assert line.startswith(f"failed: {out / 'pano00'} holds results made with {word} ")
+        assert line.startswith(f"failed: {out / 'pano00'} holds results made with {word}")
         assert line.endswith("choose another --results_path or pass --overwrite")
         assert np.array_equal(np.load(out / "pano00/depth.npz")["arr_0"], before)
     assert inference.main([*first, "--max_depth", "15", "--overwrite"]) == 0
@@ -445,19 +445,24 @@ def test_modalities_one_after_the_other_complete_each_other(
     assert {"depth.npz", "normals.npz", "points.ply"} <= set(meta["files"])
 
 
-def test_kill_while_overwriting_leaves_no_complete_folder(
-    models, tmp_path, out, write_panoramas, monkeypatch
+@pytest.mark.parametrize("culprit", ["write_npz", "write_points", "write_json"])
+def test_interrupted_write_leaves_nothing_and_loses_nothing(
+    culprit, models, tmp_path, out, write_panoramas, monkeypatch
 ):
-    write_panoramas(tmp_path / "a", 1)
-    flags = ["--input", str(tmp_path / "a"), "--results_path", str(out), *models]
-    assert inference.main(flags) == 0
+    write_panoramas(tmp_path / "a", 2)
+    flags = ["--results_path", str(out), *models, "--input"]
+    assert inference.main([*flags, str(tmp_path / "a/pano00.png")]) == 0
+    before = {p: p.read_bytes() for p in out.rglob("*") if p.is_file() and p.name != "run.json"}
 
-    def killed(*_args, **_options):
+    def interrupted(*_args, **_options):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("pager.export.write_npz", killed)
-    assert inference.main([*flags, "--overwrite"]) == 130
-    assert not (out / "pano00/meta.json").exists()
+    monkeypatch.setattr(f"pager.export.{culprit}", interrupted)
+    for name in ("pano00", "pano01"):
+        assert inference.main([*flags, str(tmp_path / f"a/{name}.png"), "--overwrite"]) == 130
+    after = {p: p.read_bytes() for p in out.rglob("*") if p.is_file() and p.name != "run.json"}
+    assert after == before
+    assert sorted(p.name for p in out.iterdir()) == ["pano00", "run.json"]
 
 
 def test_result_folders_of_our_own_checkpoints_differ(tmp_path):

@@ -31,7 +31,7 @@ try:
     import gradio as gr
     from gradio.data_classes import ImageData
 except ImportError as error:
-    raise ImportError("the demo in the browser needs gradio: pip install 'pager[demo]'") from error
+    raise ImportError("the demo in the browser needs gradio: pip install 'pager[app]'") from error
 
 logger = logging.getLogger(__name__)
 

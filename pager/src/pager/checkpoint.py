@@ -6,6 +6,7 @@ encoder come from the base model that section names (`pretrained_path`).
 
 import dataclasses
 import logging
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -14,6 +15,7 @@ import torch
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
+from diffusers.utils import logging as diffusers_logging
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 from omegaconf import OmegaConf
@@ -32,6 +34,7 @@ logger = logging.getLogger(__name__)
 CONFIG_NAME = "config.yaml"
 UNET_WEIGHTS = "diffusion_pytorch_model.safetensors"
 EMPTY_PROMPT = "empty_prompt.safetensors"
+PROMPT_CACHE = Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "pager"
 CONFIG_SEARCH_LEVELS = 3
 # `vae_use_RoPE` is compared with a string upstream, so it never had an effect; `enable_xformers`
 # (in older files) chooses an attention back-end.
@@ -223,9 +226,7 @@ def assemble(
     dtype: torch.dtype = torch.float32,
 ) -> PagerModel:
     """Join a UNet with the VAE, scheduler constant and empty-prompt embedding of `base`."""
-    folder = fetch(
-        base, patterns=["scheduler/*", "tokenizer/*", "text_encoder/*", "vae/*", EMPTY_PROMPT]
-    )
+    folder = fetch(base, patterns=["scheduler/*", "vae/*", EMPTY_PROMPT])
     vae = AutoencoderKL.from_pretrained(folder / "vae", torch_dtype=dtype)
     # Zero terminal SNR is forced, as in the released code: the last step carries no signal.
     scheduler: Any = DDPMScheduler.from_pretrained(
@@ -240,7 +241,7 @@ def assemble(
     return PagerModel(
         unet,
         vae,
-        empty_prompt_embedding(folder).to(dtype),
+        empty_prompt_embedding(base, folder).to(dtype),
         config,
         last_alpha_bar=float(scheduler.alphas_cumprod[-1]),
         last_timestep=scheduler.config["num_train_timesteps"] - 1,
@@ -248,10 +249,34 @@ def assemble(
     )
 
 
-def empty_prompt_embedding(base: Path) -> Tensor:
-    """Text embedding (1, tokens, width) of the empty prompt, from the cache file or the encoder."""
-    if (base / EMPTY_PROMPT).exists():
-        return _read_safetensors(base / EMPTY_PROMPT)["embedding"]
+def empty_prompt_embedding(base: str, folder: Path) -> Tensor:
+    """Text embedding (1, tokens, width) of the empty prompt, the only one the network ever sees.
+
+    It is read from the file of that name in `folder`, or for hub snapshots from the user's cache,
+    where it is kept: the text encoder (1.4 GB) is downloaded and run once.
+
+    Args:
+        base: folder or hub id.
+        folder: where its files lie.
+    """
+    is_snapshot = folder.parent.name == "snapshots"
+    cached = PROMPT_CACHE / f"{folder.name}.safetensors" if is_snapshot else folder / EMPTY_PROMPT
+    for path in (folder / EMPTY_PROMPT, cached):
+        if path.exists():
+            return _read_safetensors(path)["embedding"]
+    embedding = encode_empty_prompt(fetch(base, patterns=["tokenizer/*", "text_encoder/*"]))
+    if is_snapshot:
+        try:
+            PROMPT_CACHE.mkdir(parents=True, exist_ok=True)
+            with atomic_path(cached) as path:
+                save_file({"embedding": embedding}, path)
+        except OSError as error:
+            logger.warning("the empty-prompt embedding is not kept in %s (%s)", cached, error)
+    return embedding
+
+
+def encode_empty_prompt(base: Path) -> Tensor:
+    """Run the text encoder of a base model on the empty prompt: (1, tokens, width)."""
     from transformers import CLIPTextModel, CLIPTokenizer
 
     tokenizer = CLIPTokenizer.from_pretrained(base / "tokenizer")
@@ -263,13 +288,18 @@ def empty_prompt_embedding(base: Path) -> Tensor:
 
 
 def _load_unet(folder: Path, dtype: torch.dtype) -> UNet2DConditionModel:
-    loaded: Any = UNet2DConditionModel.from_pretrained(
-        folder,
-        torch_dtype=dtype,
-        output_loading_info=True,
-        low_cpu_mem_usage=False,
-        ignore_mismatched_sizes=True,  # reported below, in one line
-    )
+    verbosity = diffusers_logging.get_verbosity()
+    diffusers_logging.set_verbosity_error()  # what does not fit is reported below, in one line
+    try:
+        loaded: Any = UNet2DConditionModel.from_pretrained(
+            folder,
+            torch_dtype=dtype,
+            output_loading_info=True,
+            low_cpu_mem_usage=False,
+            ignore_mismatched_sizes=True,
+        )
+    finally:
+        diffusers_logging.set_verbosity(verbosity)
     unet, report = loaded
     _check_keys(folder, report["missing_keys"], report["unexpected_keys"])
     _check_shapes(folder, report["mismatched_keys"])

@@ -1,10 +1,11 @@
-"""Write predictions: npz, 16-bit PNG with its scale, previews, point cloud, mesh, viewer page.
+"""Write predictions: npz, 16-bit PNG with its scale, previews, point cloud, viewer page.
 
 A panorama's files lie in one folder; ``meta.json`` is written last and lists them, so a folder
 with a ``meta.json`` is complete.
 """
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -61,9 +62,10 @@ def write_prediction(
     points: PointFormat | None = "ply",
     html: bool = False,
 ) -> list[Path]:
-    """Write every output of one panorama into `folder`; ``meta.json`` comes last.
+    """Write every output of one panorama into `folder`, all or nothing.
 
-    What another modality left there before, for the same `source`, stays and stays listed.
+    The files are made beside it and moved there, ``meta.json`` last. What another modality left
+    there before, for the same `source`, stays and stays listed.
 
     Args:
         folder: created if needed.
@@ -77,39 +79,66 @@ def write_prediction(
     Returns:
         The files written.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    files: list[Path] = []
     before = read_meta(folder)
-    (folder / META_NAME).unlink(missing_ok=True)  # the folder is not complete from here on
     meta: dict[str, Any] = before if before.get("source") == source else {"source": source}
     meta["size"] = list(rgb.shape[:2])
     meta["made_with"] = {**meta.get("made_with", {}), **(made_with or {})}
+    staging = folder.with_name(f".{folder.name}.partial")
+    shutil.rmtree(staging, ignore_errors=True)
+    staging.mkdir(parents=True)
+    try:
+        names = _write_files(staging, rgb, prediction, meta, points=points, html=html)
+        meta["files"] = sorted({*names, *meta.get("files", [])})
+        write_json(staging / META_NAME, meta)
+        folder.mkdir(exist_ok=True)
+        (folder / META_NAME).unlink(missing_ok=True)  # not complete while files change
+        for name in (*names, META_NAME):
+            (staging / name).replace(folder / name)
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+    return [folder / name for name in (*names, META_NAME)]
+
+
+def _write_files(
+    folder: Path,
+    rgb: np.ndarray,
+    prediction: Prediction,
+    meta: dict[str, Any],
+    *,
+    points: PointFormat | None,
+    html: bool,
+) -> list[str]:
+    """Write all files but the metadata, which is completed; their names."""
+    names: list[str] = []
     views: dict[str, np.ndarray] = {"RGB": rgb}
     if prediction.depth is not None:
-        files += _write_depth(folder, prediction, meta)
+        names += _write_depth(folder, prediction, meta)
         views["Depth"] = depth_preview(prediction.depth)
         write_image(folder / "depth_preview.png", views["Depth"], gpano=True)
-        files.append(folder / "depth_preview.png")
+        names.append("depth_preview.png")
         if points is not None:
-            cloud = folder / f"points.{points}"
-            write_points(cloud, *point_cloud(prediction.depth, rgb, far_m=prediction.far_m), points)
-            files.append(cloud)
+            cloud = point_cloud(prediction.depth, rgb, far_m=prediction.far_m)
+            write_points(folder / f"points.{points}", *cloud, points)
+            names.append(f"points.{points}")
     if prediction.normals is not None:
-        files += _write_normals(folder, prediction.normals, meta)
+        names += _write_normals(folder, prediction.normals, meta)
         views["Normals"] = normals_preview(prediction.normals)
         write_image(folder / "normals_preview.png", views["Normals"], gpano=True)
-        files.append(folder / "normals_preview.png")
+        names.append("normals_preview.png")
     if html:
-        page = folder / "index.html"
-        links = {path.name: path.name for path in files}
-        write_viewer(page, views, title=f"PaGeR: {Path(source).name}", links=links)
-        files.append(page)
-    meta["files"] = sorted({path.name for path in files} | set(meta.get("files", [])))
-    write_json(folder / META_NAME, meta)
-    return [*files, folder / META_NAME]
+        write_page(folder / "index.html", views, meta["source"], {name: name for name in names})
+        names.append("index.html")
+    return names
 
 
-def _write_depth(folder: Path, prediction: Prediction, meta: dict[str, Any]) -> list[Path]:
+def write_page(
+    path: Path, views: dict[str, np.ndarray], source: str, links: dict[str, str]
+) -> None:
+    """Write the viewer page of one panorama: pictures (H, W, 3) uint8 by caption, links by name."""
+    write_viewer(path, views, title=f"PaGeR: {Path(source).name}", links=links)
+
+
+def _write_depth(folder: Path, prediction: Prediction, meta: dict[str, Any]) -> list[str]:
     assert prediction.depth is not None
     depth = prediction.depth
     write_npz(folder / "depth.npz", depth)
@@ -126,10 +155,10 @@ def _write_depth(folder: Path, prediction: Prediction, meta: dict[str, Any]) -> 
     }
     write_json(folder / "depth.json", info)
     meta["depth"] = info
-    return [folder / name for name in ("depth.npz", "depth.png", "depth.json")]
+    return ["depth.npz", "depth.png", "depth.json"]
 
 
-def _write_normals(folder: Path, normals: np.ndarray, meta: dict[str, Any]) -> list[Path]:
+def _write_normals(folder: Path, normals: np.ndarray, meta: dict[str, Any]) -> list[str]:
     write_npz(folder / "normals.npz", normals)
     rdf = pager_to_rdf(torch.from_numpy(normals)).movedim(0, -1).numpy()
     encoded = ((rdf.clip(-1, 1) + 1) / 2 * PNG16_MAX).round().astype(np.uint16)
@@ -138,7 +167,7 @@ def _write_normals(folder: Path, normals: np.ndarray, meta: dict[str, Any]) -> l
         "npz_frame": "x forward, y up, z left",
         "png_frame": "x right, y down, z forward; value = (n + 1) / 2 * 65535",
     }
-    return [folder / "normals.npz", folder / "normals.png"]
+    return ["normals.npz", "normals.png"]
 
 
 def _write_png16_color(path: Path, rgb: np.ndarray) -> None:
@@ -156,6 +185,13 @@ def read_meta(folder: Path) -> dict[str, Any]:
     except (FileNotFoundError, NotADirectoryError, ValueError):
         return {}
     return meta if isinstance(meta, dict) else {}
+
+
+def _differing(item: Any, other: Any) -> str:
+    """`item` as text; of options, only those that `other` has not."""
+    if not (isinstance(item, dict) and isinstance(other, dict)):
+        return str(item)
+    return ", ".join(f"{k}={v}" for k, v in item.items() if k not in other or other[k] != v)
 
 
 def is_complete(
@@ -177,8 +213,10 @@ def is_complete(
     found = {"source": meta.get("source")} | meta.get("made_with", {})
     for key, value in {"source": source, **made_with}.items():
         if key in found and found[key] != value:
+            was, now = (_differing(item, other) for item, other in
+                        ((found[key], value), (value, found[key])))  # fmt: skip
             raise ValueError(
-                f"{folder} holds results made with {key} {found[key]}, not {value}; choose another "
+                f"{folder} holds results made with {key} {was}, not {now}; choose another "
                 "--results_path or pass --overwrite"
             )
     files = meta.get("files", [])

@@ -7,8 +7,9 @@ padded convolutions read the neighbouring face, self-attention joins the six fac
 """
 
 import math
-from functools import lru_cache
-from typing import Any
+from collections.abc import Callable
+from functools import lru_cache, wraps
+from typing import Any, ParamSpec, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -17,6 +18,9 @@ from diffusers.models.downsampling import Downsample2D
 from torch import Tensor, nn
 
 from shared_pano_utils.geometry import PY360_E2X, rays, xyz_to_lonlat
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 FACES = 6
 ROPE_BASE = 10_000.0
@@ -36,10 +40,23 @@ NEIGHBOURS = (
 )
 
 
-# The cached tables are ordinary tensors even if first asked for in inference mode: one made there
-# could not take part in a later backward pass.
-@lru_cache(maxsize=64)
-@torch.inference_mode(False)
+def _cached_table(function: Callable[P, T]) -> Callable[P, T]:
+    """Keep the results of `function` for the life of the process.
+
+    They are ordinary tensors even if first asked for in inference mode (one made there could not
+    take part in a later backward pass), and constants to a compiled network.
+    """
+    cached = lru_cache(maxsize=64)(torch.inference_mode(False)(function))
+
+    @torch.compiler.assume_constant_result
+    @wraps(function)
+    def table(*args: P.args, **kwargs: P.kwargs) -> T:
+        return cached(*args, **kwargs)
+
+    return table
+
+
+@_cached_table
 def _strip_index(side: int, device: torch.device) -> Tensor:
     """Index (6, 4, side) into the flattened (6, 4, side) face edges of every neighbour strip."""
     position = torch.arange(side)
@@ -176,8 +193,7 @@ def erp_coordinates(face_size: int, device: torch.device | str | None = None) ->
     return torch.stack([lon / 180, -lat / 90], 1)
 
 
-@lru_cache(maxsize=16)
-@torch.inference_mode(False)
+@_cached_table
 def rope_table(side: int, head_dim: int, device: torch.device) -> tuple[Tensor, Tensor]:
     """Cosine and sine (6*S*S, head_dim/2), float32, of the rotary angles of every token.
 

@@ -138,7 +138,10 @@ class PagerModel(nn.Module):
         Returns:
             Normalised depth (b, 6, 1, S, S) or raw normals (b, 6, 3, S, S), see `ModelConfig`.
         """
-        decoded = self.decode(self.denoise(self.encode(faces)))
+        return self.read_out(self.decode(self.denoise(self.encode(faces))))
+
+    def read_out(self, decoded: Tensor) -> Tensor:
+        """Decoded images (b, 6, 3, S, S) to the values of `forward`: depth is the channel mean."""
         return decoded.mean(2, keepdim=True) if self.config.modality == "depth" else decoded
 
 

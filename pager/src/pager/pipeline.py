@@ -1,6 +1,8 @@
 """Panorama in, geometry out, in user units: the object behind every inference command."""
 
 import dataclasses
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -8,12 +10,13 @@ from typing import Any, Literal
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from pager.checkpoint import load_model
 from pager.depth import FAR_FRACTION
 from pager.geometry import structured3d_to_pager
 from pager.model import Modality, PagerModel, keep_float_output
+from pager.streaming import stream_faces
 from pager.training.batches import erp_to_faces, rgb_to_unit
 from shared_pano_utils import cubemap_to_erp
 from shared_pano_utils.geometry import PY360_E2X
@@ -39,9 +42,38 @@ class Prediction:
 class PagerPipeline:
     """One checkpoint, ready to predict."""
 
-    def __init__(self, model: PagerModel, device: torch.device, dtype: torch.dtype) -> None:
-        self.model = keep_float_output(model.to(device, dtype)).eval()
-        self.device, self.dtype = device, dtype
+    def __init__(
+        self,
+        model: PagerModel,
+        device: torch.device,
+        dtype: torch.dtype,
+        *,
+        offload: bool = False,
+        stream_vae: bool = False,
+        compile_backend: str | None = None,
+    ) -> None:
+        """Place the networks.
+
+        Args:
+            model: on the CPU.
+            device: where the arithmetic runs.
+            dtype: of weights and maps.
+            offload: keep the VAE and the UNet on the CPU while they are not needed.
+            stream_vae: keep the VAE's maps in host memory, one face on the device (`streaming`);
+                exact, slow, for small cards.
+            compile_backend: of ``torch.compile``, for example "inductor"; None does not compile.
+        """
+        self.device, self.dtype, self.offload = device, dtype, offload
+        self.model = keep_float_output(model.to(dtype=dtype)).eval()
+        self._maps_device = torch.device("cpu") if stream_vae else device
+        if stream_vae:
+            stream_faces(self.model.vae, device)
+        self.model.empty_prompt = self.model.empty_prompt.to(device)
+        for network in (self.model.unet, self.model.vae):
+            network.to("cpu" if offload else device)
+        if compile_backend is not None:
+            for network in (self.model.unet, self.model.vae.encoder, self.model.vae.decoder):
+                network.compile(backend=compile_backend)
 
     @classmethod
     def from_pretrained(
@@ -53,6 +85,9 @@ class PagerPipeline:
         device: str = "auto",
         precision: Precision = "auto",
         rope: Literal["auto", "on", "off"] = "auto",
+        offload: bool = False,
+        stream_vae: bool = False,
+        compile_backend: str | None = None,
         **overrides: Any,
     ) -> "PagerPipeline":
         """Load a checkpoint (see `checkpoint.load_model`).
@@ -64,6 +99,9 @@ class PagerPipeline:
             device: "auto" takes cuda, mps or cpu, in this order.
             precision: "auto" is bfloat16 on cuda and float32 elsewhere.
             rope: "auto" follows the checkpoint.
+            offload: see `__init__`, like the next two.
+            stream_vae: see `__init__`.
+            compile_backend: see `__init__`.
             **overrides: `ModelConfig` fields to replace, for example ``max_depth=15``.
         """
         target = choose_device(device)
@@ -76,7 +114,14 @@ class PagerPipeline:
             rope=rope,
             overrides=changes,
         )
-        return cls(model, target, dtype)
+        return cls(
+            model,
+            target,
+            dtype,
+            offload=offload,
+            stream_vae=stream_vae,
+            compile_backend=compile_backend,
+        )
 
     @property
     def modality(self) -> Modality:
@@ -93,7 +138,7 @@ class PagerPipeline:
         """
         erp = rgb_to_unit(torch.from_numpy(rgb).to(self.device).movedim(-1, 0)[None])
         faces = erp_to_faces(erp, self.model.config.face_size).to(self.dtype)
-        decoded = self.model(faces)
+        decoded = self._forward(faces)
         height, width = size or rgb.shape[:2]
         # The exact inverse of the input warp: faces include their borders, pixels are centred.
         result = cubemap_to_erp(decoded, (height, width), reg=PY360_E2X)[0]
@@ -106,6 +151,27 @@ class PagerPipeline:
                 far_m=FAR_FRACTION * config.max_depth,
             )
         return Prediction(normals=self._to_pager_frame(result).cpu().numpy())
+
+    def _forward(self, faces: Tensor) -> Tensor:
+        """`PagerModel.forward` in stages, each network where it is needed."""
+        with self._placed(self.model.vae):
+            latents = self.model.encode(faces.to(self._maps_device))
+        with self._placed(self.model.unet):
+            latents = self.model.denoise(latents.to(self.device))
+        with self._placed(self.model.vae):
+            decoded = self.model.decode(latents.to(self._maps_device))
+        return self.model.read_out(decoded.to(self.device))
+
+    @contextmanager
+    def _placed(self, network: nn.Module) -> Iterator[None]:
+        if not self.offload:
+            yield
+            return
+        network.to(self.device)
+        try:
+            yield
+        finally:
+            network.to("cpu")
 
     def _to_pager_frame(self, values: Tensor) -> Tensor:
         if self.model.config.normals_frame == "structured3d":

@@ -97,16 +97,21 @@ def _serve(args: argparse.Namespace) -> int:
             max_waiting=MAX_WAITING,
             delete_cache=(DELETE_EVERY_S, KEEP_S),
         )
-        _, url, share_url = app.launch(
-            server_name=args.host,
-            server_port=args.port,
-            share=args.share,
-            max_file_size=MAX_UPLOAD,
-            prevent_thread_lock=True,
-            run_history=False,
-            footer_links=["api"],
-            quiet=True,
-        )
+        try:
+            _, url, share_url = app.launch(
+                server_name=args.host,
+                server_port=args.port,
+                share=args.share,
+                max_file_size=MAX_UPLOAD,
+                prevent_thread_lock=True,
+                run_history=False,
+                footer_links=["api"],
+                quiet=True,
+            )
+        except OSError as error:
+            raise OSError(
+                f"cannot serve at --host {args.host} --port {args.port} ({error}); choose others"
+            ) from error
         with contextlib.suppress(KeyboardInterrupt):
             print(f"open {share_url or url} in a browser; Ctrl-C stops", flush=True)
             app.block_thread()

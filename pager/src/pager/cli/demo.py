@@ -25,10 +25,23 @@ def _demo(args: argparse.Namespace) -> int:
     code = inference.main(flags)
     if code:
         return code
-    folder = (args.out / Path(source).stem).resolve()
-    print(f"open {folder / 'index.html'} in a browser (RGB, depth, normals in 360 degrees)")
-    print(f"point cloud: {folder / 'points.ply'}")
+    folder = args.out / Path(source).stem
+    page = _write_index(args.out, folder, source)
+    print(f"open {page.resolve()} in a browser (RGB, depth, normals in 360 degrees)")
+    print(f"point cloud: {(folder / 'points.ply').resolve()}")
     return 0
+
+
+def _write_index(out: Path, folder: Path, source: str) -> Path:
+    """Write the page of the last demo at the top of the output folder."""
+    from pager.export import read_meta, write_page
+    from shared_pano_utils.imageio import read_image
+
+    previews = {"Depth": "depth_preview.png", "Normals": "normals_preview.png"}
+    views = {name: read_image(folder / file) for name, file in previews.items()}
+    links = {name: f"{folder.name}/{name}" for name in read_meta(folder)["files"]}
+    write_page(out / "index.html", {"RGB": read_image(Path(source)), **views}, source, links)
+    return out / "index.html"
 
 
 def _render_panorama(folder: Path) -> Path:

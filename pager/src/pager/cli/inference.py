@@ -73,6 +73,13 @@ def build_parser() -> argparse.ArgumentParser:
     model.add_argument(
         "--enable_xformers", action="store_true", help="accepted; PyTorch attention is used"
     )
+    model.add_argument(
+        "--offload", action="store_true", help="networks on the device only while they run"
+    )
+    model.add_argument(
+        "--stream_vae", action="store_true", help="VAE maps in host memory: small cards, slow"
+    )
+    model.add_argument("--compile", action="store_true", help="torch.compile the networks")
     out = parser.add_argument_group("what to write")
     out.add_argument("--results_path", type=Path, default=Path("results"))
     out.add_argument("--points", choices=("ply", "glb", "none"), default="ply", help="point cloud")
@@ -283,6 +290,9 @@ def _load_pipelines(args: argparse.Namespace, checkpoints: dict[str, str]) -> "l
             device=args.device,
             precision=args.precision,
             rope=args.rope,
+            offload=args.offload,
+            stream_vae=args.stream_vae,
+            compile_backend="inductor" if args.compile else None,
             max_depth=args.max_depth,
             face_size=args.face_size,
         )
