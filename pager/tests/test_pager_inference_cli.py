@@ -18,7 +18,8 @@ import trimesh
 from PIL import Image
 
 from pager.cli import inference
-from pager.cli.inference import result_folders, unique_names
+from pager.cli.inputs import unique_names
+from pager.cli.outputs import result_folders
 from pager.cloud import _equal_area_pixels, point_cloud
 from pager.export import write_prediction
 from pager.geometry import pager_to_rdf

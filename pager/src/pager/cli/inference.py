@@ -5,29 +5,25 @@ with ``--data_path`` and ``--dataset``.
 """
 
 import argparse
-import collections
-import glob
 import logging
+import os
 import sys
-from collections.abc import Callable
-from dataclasses import dataclass
-from functools import partial
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
-from pager.cli.common import run_cli
-from pager.data.registry import DATASETS, open_dataset
+from pager.cli.common import read_flag_values, run_cli
+from pager.cli.inputs import Item, dataset_items, input_items
+from pager.cli.outputs import DatasetOutput, InputOutput, Output
+from pager.data.registry import DATASETS
 from pager.embedded import TINY_ASSETS
 
 if TYPE_CHECKING:
-    import numpy as np
-
-    from pager.pipeline import PagerPipeline, Prediction
+    from pager.pipeline import PagerPipeline
 
 logger = logging.getLogger(__name__)
 
 DEFAULT_CHECKPOINTS = {"depth": "prs-eth/PaGeR-depth", "normals": "prs-eth/PaGeR-normals"}
-IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp"}
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -36,6 +32,11 @@ def build_parser() -> argparse.ArgumentParser:
         prog="inference.py",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument(
+        "--config",
+        "--configs",
+        help="YAML file with values for these flags (configs/inference.yaml)",
     )
     what = parser.add_argument_group("what to read")
     what.add_argument("--input", nargs="+", help="panoramas (2:1), folders or globs")
@@ -93,37 +94,64 @@ def build_parser() -> argparse.ArgumentParser:
     out.add_argument(
         "--img_report_frequency", type=int, default=1, help="with --dataset: a preview every N"
     )
-    out.add_argument("--shard", default="0/1", metavar="I/N", help="work on every N-th item from I")
     out.add_argument("--overwrite", action="store_true", help="predict finished items again")
+    many = parser.add_argument_group("many panoramas, many devices")
+    many.add_argument("--shard", metavar="I/N", help="work on every N-th item from I")
+    many.add_argument(
+        "--executor", choices=("local", "ray"), default="local",
+        help="ray: spread the items over a Ray cluster",
+    )  # fmt: skip
+    many.add_argument("--num_workers", type=int, default=2, help="Ray tasks at the same time")
     parser.add_argument("-v", "--verbose", action="store_true")
     return parser
 
 
 def main(argv: list[str] | None = None) -> int:
     """Entry point; returns the exit code: 0, 1 if an item failed, 2 if nothing could start."""
-    args = build_parser().parse_args(argv)
-    return run_cli(lambda: _infer(args), verbose=args.verbose)
+    parser = build_parser()
+    args = parser.parse_args(argv)
+
+    def command() -> int:
+        if args.config is not None:
+            parser.set_defaults(**read_flag_values(args.config, parser))
+        resolved = parser.parse_args(argv)
+        if resolved.executor == "ray":
+            return _spread(resolved, list(sys.argv[1:] if argv is None else argv))
+        return _infer(resolved)
+
+    return run_cli(command, verbose=args.verbose)
 
 
-@dataclass(frozen=True)
-class Item:
-    """One panorama to predict: its output name, what to call it in messages, how to read it."""
-
-    id: str
-    source: str
-    load: "Callable[[], np.ndarray]"
+def _spread(args: argparse.Namespace, argv: list[str]) -> int:
+    """Run one shard per Ray task; the exit code is the worst of them."""
+    try:
+        import ray  # pyright: ignore[reportMissingImports]
+    except ImportError as error:
+        raise ImportError("--executor ray needs Ray: pip install 'ray[default]'") from error
+    if args.shard:
+        raise ValueError("--executor ray makes the shards itself; leave --shard out")
+    if args.num_workers < 1:
+        raise ValueError(f"--num_workers is {args.num_workers}; use 1 or more")
+    ray.init(ignore_reinit_error=True)
+    gpus = 1 if ray.cluster_resources().get("GPU", 0) else 0
+    run_shard = ray.remote(num_gpus=gpus)(main)
+    flags = [*argv, "--executor", "local", "--shard"]
+    tasks = [run_shard.remote([*flags, f"{i}/{args.num_workers}"]) for i in range(args.num_workers)]
+    return max(ray.get(tasks))
 
 
 def _infer(args: argparse.Namespace) -> int:
-    shard, shards = parse_shard(args.shard)
+    shard, shards = parse_shard(args.shard) if args.shard else launched_shard(os.environ)
+    if args.device == "auto" and "LOCAL_RANK" in os.environ:
+        args.device = local_device(int(os.environ["LOCAL_RANK"]))
     if (args.input is None) == (args.dataset is None):
         raise ValueError("pass either --input <photo, folder, glob> or --dataset with --data_path")
     if args.enable_xformers:
         logger.warning("--enable_xformers: PyTorch attention is used instead, with RoPE as trained")
-    items = (_dataset_items(args) if args.dataset else _input_items(args.input))[shard::shards]
+    items = (dataset_items(args) if args.dataset else input_items(args.input))[shard::shards]
     checkpoints = resolve_checkpoints(args)
     output: Output = (
-        _DatasetOutput(args, checkpoints) if args.dataset else _InputOutput(args, checkpoints)
+        DatasetOutput(args, checkpoints) if args.dataset else InputOutput(args, checkpoints)
     )
     todo, failed = _select(items, output, overwrite=args.overwrite)
     if todo:
@@ -138,9 +166,7 @@ def _infer(args: argparse.Namespace) -> int:
     return 1 if failed else 0
 
 
-def _select(
-    items: list[Item], output: "Output", *, overwrite: bool
-) -> tuple[list[Item], list[str]]:
+def _select(items: list[Item], output: Output, *, overwrite: bool) -> tuple[list[Item], list[str]]:
     """Items still to be done, and a line for each whose place holds something else."""
     if overwrite:
         return items, []
@@ -155,7 +181,7 @@ def _select(
 
 
 def _run(
-    args: argparse.Namespace, todo: list[Item], pipelines: "list[PagerPipeline]", output: "Output"
+    args: argparse.Namespace, todo: list[Item], pipelines: "list[PagerPipeline]", output: Output
 ) -> list[str]:
     """Predict and write every item; a bad one is reported and the rest goes on."""
     from tqdm.auto import tqdm
@@ -163,7 +189,8 @@ def _run(
     from pager.pipeline import merge
     from pager.runinfo import write_run_info
 
-    write_run_info(args.results_path, vars(args))
+    if os.environ.get("RANK", "0") == "0":
+        write_run_info(args.results_path, vars(args))
     failed = []
     for number, item in enumerate(tqdm(todo, desc="panoramas")):
         try:
@@ -185,7 +212,7 @@ def _run(
     return failed
 
 
-# ---- inputs -------------------------------------------------------------------------------------
+# ---- shares of the work -----------------------------------------------------------------------
 
 
 def parse_shard(text: str) -> tuple[int, int]:
@@ -196,63 +223,16 @@ def parse_shard(text: str) -> tuple[int, int]:
     return int(index), int(count)
 
 
-def _input_items(patterns: list[str]) -> list[Item]:
-    """Expand files, folders and globs; equal stems get their parent folder's name in front."""
-    from shared_pano_utils.imageio import read_erp
-
-    paths: list[Path] = []
-    for pattern in patterns:
-        path = Path(pattern)
-        if path.is_dir():
-            found = sorted(p for p in path.iterdir() if _is_image(p))
-        elif path.exists():
-            found = [path]
-        else:
-            matches = sorted(glob.glob(pattern, recursive=True))  # noqa: PTH207 (absolute patterns)
-            found = [path for path in map(Path, matches) if path.is_file()]
-        if not found:
-            raise FileNotFoundError(
-                f"--input {pattern}: no such file, folder with images or glob match; check the path"
-            )
-        paths += [p for p in found if p not in paths]
-    ids = unique_names(paths)
-    return [Item(name, str(p), partial(read_erp, p)) for name, p in zip(ids, paths, strict=True)]
+def launched_shard(environment: Mapping[str, str]) -> tuple[int, int]:
+    """This process's share under ``accelerate launch`` or ``torchrun``: (rank, world size)."""
+    return int(environment.get("RANK", "0")), int(environment.get("WORLD_SIZE", "1"))
 
 
-def _is_image(path: Path) -> bool:
-    """Whether the suffix is an image's; hidden files are what a killed writer left."""
-    is_hidden = path.name.startswith(".")
-    return path.suffix.lower() in IMAGE_SUFFIXES and not is_hidden and path.is_file()
+def local_device(rank: int) -> str:
+    """The GPU of a launched process, or "auto" without one."""
+    import torch
 
-
-def unique_names(paths: list[Path]) -> list[str]:
-    """Stems, preceded where they are equal by as many folder names as tell the files apart.
-
-    >>> unique_names([Path("a/p/x.png"), Path("b/p/x.png"), Path("b/y.png")])
-    ['a_p_x', 'b_p_x', 'y']
-    """
-    twins = collections.Counter((p.parent, p.stem) for p in paths)  # x.png beside x.jpg
-    leaves = [p.stem if twins[p.parent, p.stem] == 1 else f"{p.stem}_{p.suffix[1:]}" for p in paths]
-    names = leaves
-    parts = [(*p.resolve().parent.parts[1:], leaf) for p, leaf in zip(paths, leaves, strict=True)]
-    for depth in range(2, max(map(len, parts), default=1) + 1):
-        counts = collections.Counter(names)
-        names = [
-            "_".join(part[-depth:]) if counts[name] > 1 else name
-            for name, part in zip(names, parts, strict=True)
-        ]
-    return names
-
-
-def _dataset_items(args: argparse.Namespace) -> list[Item]:
-    if args.data_path is None:
-        raise ValueError("--dataset needs --data_path, the folder that holds the data set")
-    dataset = open_dataset(args.dataset, args.data_path, args.split, args.scenes)
-
-    def load(index: int) -> "np.ndarray":
-        return dataset[index]["rgb"].movedim(0, -1).numpy()
-
-    return [Item(view.id, view.id, partial(load, i)) for i, view in enumerate(dataset.views)]
+    return f"cuda:{rank % torch.cuda.device_count()}" if torch.cuda.is_available() else "auto"
 
 
 # ---- models -------------------------------------------------------------------------------------
@@ -303,114 +283,3 @@ def _load_pipelines(args: argparse.Namespace, checkpoints: dict[str, str]) -> "l
             )
         pipelines.append(pipeline)
     return pipelines
-
-
-# ---- outputs ------------------------------------------------------------------------------------
-
-
-class Output(Protocol):
-    """Where the results of a run go."""
-
-    def is_done(self, item: Item) -> bool:
-        """Whether everything asked for is there already."""
-        ...
-
-    def write(
-        self, item: Item, rgb: "np.ndarray", prediction: "Prediction", with_picture: bool
-    ) -> None:
-        """Write one item; `with_picture` asks for an example image where those are sparse."""
-        ...
-
-
-class _InputOutput:
-    """``<results>/<id>/`` with every format."""
-
-    def __init__(self, args: argparse.Namespace, checkpoints: dict[str, str]) -> None:
-        self.args = args
-        self.points = None if args.points == "none" else args.points
-        options = {name: getattr(args, name) for name in ("max_depth", "face_size", "rope")}
-        self.made_with = {
-            modality: {"checkpoint": path, "revision": args.revision, **options}
-            for modality, path in checkpoints.items()
-        }
-
-    def is_done(self, item: Item) -> bool:
-        from pager.export import is_complete
-
-        return is_complete(
-            self.args.results_path / item.id,
-            source=item.source,
-            made_with=self.made_with,
-            html=self.args.html,
-            points=self.points,
-        )
-
-    def write(
-        self,
-        item: Item,
-        rgb: "np.ndarray",
-        prediction: "Prediction",
-        with_picture: bool,  # noqa: ARG002 (every item has its preview)
-    ) -> None:
-        from pager.export import write_prediction
-
-        write_prediction(
-            self.args.results_path / item.id,
-            rgb,
-            prediction,
-            source=item.source,
-            made_with=self.made_with,
-            points=self.points,
-            html=self.args.html,
-        )
-
-
-def result_folders(checkpoints: dict[str, str]) -> dict[str, str]:
-    """Name of the results of each modality: the last part of its checkpoint.
-
-    Folders of our trainings end alike ("checkpoint-last"), so they keep the run's name in front.
-    """
-    names = {}
-    for modality, checkpoint in checkpoints.items():
-        path = Path(checkpoint)
-        generic = path.is_dir() and path.name.startswith(("checkpoint-", "original", "EMA"))
-        names[modality] = f"{path.resolve().parent.name}_{path.name}" if generic else path.name
-    if len(set(names.values())) < len(names):
-        names = {modality: f"{name}_{modality}" for modality, name in names.items()}
-    return names
-
-
-class _DatasetOutput:
-    """The original's tree: ``<results>/<checkpoint>/<dataset>/{eval,example_images}/<id>``."""
-
-    def __init__(self, args: argparse.Namespace, checkpoints: dict[str, str]) -> None:
-        self.args = args
-        self.folders = {
-            modality: args.results_path / name / args.dataset
-            for modality, name in result_folders(checkpoints).items()
-        }
-
-    def is_done(self, item: Item) -> bool:
-        files = [folder / "eval" / f"{item.id}.npz" for folder in self.folders.values()]
-        return self.args.generate_eval and all(path.is_file() for path in files)
-
-    def write(
-        self, item: Item, rgb: "np.ndarray", prediction: "Prediction", with_picture: bool
-    ) -> None:
-        import numpy as np
-
-        from pager import export
-        from shared_pano_utils.imageio import write_image
-
-        for modality, folder in self.folders.items():
-            values = getattr(prediction, modality)
-            if with_picture:
-                preview = getattr(export, f"{modality}_preview")(values)
-                picture = preview if self.args.pred_only else np.concatenate([rgb, preview])
-                path = folder / "example_images" / f"{item.id}.jpg"
-                path.parent.mkdir(parents=True, exist_ok=True)
-                write_image(path, picture, gpano=self.args.pred_only)  # a mosaic is no panorama
-            if self.args.generate_eval:
-                path = folder / "eval" / f"{item.id}.npz"
-                path.parent.mkdir(parents=True, exist_ok=True)
-                export.write_npz(path, values)
