@@ -30,8 +30,9 @@ from pager.training.batches import (
     stable_hash,
     yaw_augment,
 )
+from pager.training.objective import loss_terms
 from pager.training.parameters import trainable_parameters
-from pager.training.trainer import Trainer, loss_terms
+from pager.training.trainer import Trainer
 from shared_pano_utils.geometry import PY360_E2X, rays
 
 ROOT = Path(__file__).parents[1]

@@ -17,14 +17,13 @@ from typing import Any, cast
 import numpy as np
 import torch
 from accelerate import Accelerator
-from accelerate.utils import set_seed
+from accelerate.utils import DistributedType, set_seed
 from diffusers.training_utils import EMAModel
 from omegaconf import OmegaConf
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Subset
 from tqdm.auto import tqdm
 
-from pager import losses
 from pager.checkpoint import CONFIG_NAME, load_base_model, load_model, save_checkpoint
 from pager.config import TrainConfig
 from pager.data.panoinfinigen import stack_samples
@@ -33,6 +32,7 @@ from pager.model import ModelConfig, PagerModel
 from pager.runinfo import OLD_SUFFIX, STATE_FOLDER, write_run_info
 from pager.schedule import exponential_decay_factor
 from pager.training.batches import Batch, EpochSampler, prepare_batch, yaw_augment
+from pager.training.objective import loss_terms
 from pager.training.parameters import (
     add_lora,
     has_lora,
@@ -66,30 +66,6 @@ class LoopState:
         self.__dict__.update(state)
 
 
-def loss_terms(
-    pred: Tensor, batch: Batch, model: ModelConfig, config: TrainConfig
-) -> dict[str, Tensor]:
-    """Weighted loss terms, one value per panorama (b,) each; their sum is minimised."""
-    if model.modality == "normals":
-        return {"cosine": losses.cosine_loss(pred, batch.target, batch.mask)}
-    weights = config.loss
-    if not model.metric_depth:
-        pred = losses.align_relative(pred, batch.target, batch.mask, log_scale=model.log_scale)
-    terms = {
-        "l1": weights.l1_loss_weight
-        * losses.l1_loss(pred, batch.target, batch.mask, weights.invalid_mask_weight)
-    }
-    if weights.grad_loss_weight > 0:
-        gradient = losses.gradient_loss(pred, batch.target, batch.mask)
-        terms["grad"] = weights.grad_loss_weight * gradient
-    if weights.normals_consistency_loss_weight > 0:
-        consistency = losses.normals_consistency_loss(
-            pred, batch.erp_normals, batch.erp_mask, model.depth_range
-        )
-        terms["normals"] = weights.normals_consistency_loss_weight * consistency
-    return terms
-
-
 class Trainer:
     """One training run in `output`; see `run`."""
 
@@ -107,6 +83,11 @@ class Trainer:
             raise ValueError(
                 f"{launched} processes were launched, but no GPU was found to join them; set "
                 "ACCELERATE_USE_CPU=true to train on the CPU, or launch one process"
+            )
+        self.is_sharded = self.accelerator.distributed_type == DistributedType.FSDP
+        if self.is_sharded and training.use_EMA:
+            raise ValueError(
+                "FSDP splits the weights, and EMA needs them whole; pass --use_EMA false"
             )
         if config.seed is None:
             raise ValueError("seed is null; a run needs a number, so that it can be resumed")
@@ -210,6 +191,10 @@ class Trainer:
             EMAModel(unet.parameters(), decay=training.EMA_decay) if training.use_EMA else None
         )
         self.trained = parameters
+        plugin = getattr(self.accelerator.state, "deepspeed_plugin", None)
+        if plugin is not None:  # the loader was prepared before, so Accelerate cannot look it up
+            micro_batch = self.config.data.batch_size
+            plugin.deepspeed_config["train_micro_batch_size_per_gpu"] = micro_batch
         self.model.unet, self.optimizer, self.scheduler = self.accelerator.prepare(
             unet, optimizer, scheduler
         )
@@ -282,7 +267,7 @@ class Trainer:
                 pred = self.model(batch.faces)
             terms = loss_terms(pred.float(), batch, self.model.config, self.config)
             loss = torch.stack(list(terms.values())).sum(0).mean()
-            self._require_finite("loss", loss, terms, batch)
+            self._require_finite("loss", loss.detach(), terms, batch)
             accelerator.backward(loss)
             if accelerator.sync_gradients and self.config.optimization.clip_grad_norm:
                 norm = accelerator.clip_grad_norm_(
@@ -297,12 +282,12 @@ class Trainer:
         return pred.detach(), terms
 
     def _require_finite(
-        self, name: str, value: Tensor | None, terms: dict[str, Tensor], batch: Batch
-    ) -> None:
-        if value is not None and not bool(torch.isfinite(value)):
+        self, name: str, value: Tensor | float | None, terms: dict[str, Tensor], batch: Batch
+    ) -> None:  # DeepSpeed gives the norm as a number, or None before it knows it
+        if value is not None and not math.isfinite(value):
             parts = {key: term.tolist() for key, term in terms.items()}
             raise FloatingPointError(
-                f"{name} is {value.item()} at step {self.state.step} (terms {parts}, panoramas "
+                f"{name} is {float(value)} at step {self.state.step} (terms {parts}, panoramas "
                 f"{batch.ids}); lower --learning_rate or check these panoramas"
             )
 
@@ -366,6 +351,8 @@ class Trainer:
         self.accelerator.wait_for_everyone()
 
     def _save_weights(self, folder: Path) -> None:
+        # Split weights are gathered by all processes together.
+        whole: Any = self.accelerator.get_state_dict(self.model.unet) if self.is_sharded else None
         if not self.accelerator.is_main_process:
             return
         unet = self.accelerator.unwrap_model(self.model.unet)
@@ -375,16 +362,18 @@ class Trainer:
             checkpoint_path=self.config.model.checkpoint_path,
         )
         if self.ema is not None:
-            self._write(folder / "original", unet, config)
+            self._write(folder / "original", unet, config, whole)
             self.ema.store(unet.parameters())
             self.ema.copy_to(unet.parameters())
-        self._write(folder, unet, config)
+        self._write(folder, unet, config, whole)
         if self.ema is not None:
             self.ema.restore(unet.parameters())
 
-    def _write(self, folder: Path, unet: Any, config: ModelConfig) -> None:
+    def _write(
+        self, folder: Path, unet: Any, config: ModelConfig, whole: dict[str, Tensor] | None
+    ) -> None:
         if not has_lora(unet):
-            save_checkpoint(folder, unet, config)
+            save_checkpoint(folder, unet, config, state=whole)
             return
         save_checkpoint(folder, unet, config, state=merged_state(unet))
         save_adapter(unet, folder / "lora")
