@@ -1,10 +1,6 @@
 #!/usr/bin/env bash
 # Indoor depth: PanoInfinigen's indoor half, range 0.01-15 m.
-# Usage: bash scripts/train_depth_indoor.sh <data folder> [further train.py flags]
-# ACCELERATE_CONFIG=configs/accelerate/ddp.yaml chooses how it is launched (default: one GPU).
+# Usage: bash scripts/train_depth_indoor.sh <data folder> [further train.py flags]     (see launch_training.sh)
 set -euo pipefail
-cd "$(dirname "$0")/.."
 data=${1:?usage: bash scripts/train_depth_indoor.sh <data folder> [flags]}
-shift
-accelerate launch --config_file "${ACCELERATE_CONFIG:-configs/accelerate/single_gpu.yaml}" \
-    train.py --config configs/base.yaml --data_path "$data" --modality depth --scenes indoor --max_depth 15 "$@"
+exec bash "$(dirname "$0")/launch_training.sh" "$data" --modality depth --scenes indoor --max_depth 15 "${@:2}"

@@ -167,7 +167,8 @@ def add_schema_flags(parser: argparse.ArgumentParser, schema: type = TrainConfig
     for item in dataclasses.fields(schema):
         kind = hints[item.name]
         if dataclasses.is_dataclass(kind):
-            add_schema_flags(parser.add_argument_group(item.name), kind)  # type: ignore[arg-type]
+            group: Any = parser.add_argument_group(item.name)
+            add_schema_flags(group, kind)
             continue
         kind = _without_none(kind)
         default = "none" if item.default is None else item.default
@@ -248,7 +249,8 @@ def resolve_config(
 
 def _warn_of_locked(stored: dict[str, Any], flags: dict[str, Any], assignments: list[str]) -> None:
     asked = {key: value for key, value in flags.items() if value is not None}
-    asked |= OmegaConf.to_container(OmegaConf.from_dotlist(assignments)).get("model", {})  # type: ignore
+    assigned: Any = OmegaConf.to_container(OmegaConf.from_dotlist(assignments))
+    asked |= assigned.get("model", {})
     for key in sorted(LOCKED & stored.keys() & asked.keys()):
         if asked[key] != stored[key]:
             logger.warning(
