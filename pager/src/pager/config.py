@@ -161,7 +161,7 @@ ALIASES = {
 }
 
 
-def add_schema_flags(parser: argparse.ArgumentParser, schema: type = TrainConfig) -> None:
+def add_schema_flags(parser: argparse.ArgumentParser, schema: Any = TrainConfig) -> None:
     """Add one flat flag per leaf of the schema; absent flags stay None."""
     hints = typing.get_type_hints(schema)
     for item in dataclasses.fields(schema):
