@@ -192,6 +192,18 @@ def test_one_model_stays_when_memory_is_small(
     assert shelf.loaded == ("Surface normals", "Depth")
 
 
+def test_depth_range_can_be_chosen(app, checkpoints, panorama: np.ndarray):
+    """For indoor checkpoints that store none; the notice of `locate` names the flag."""
+    path = checkpoints["depth"]
+    depth = app.ModelShelf({"Depth": str(path)}, device="cpu", max_depth=15.0).predict(
+        "Depth", panorama
+    )
+    expected = PagerPipeline.from_pretrained(path, device="cpu", max_depth=15.0)(panorama)
+    assert np.array_equal(depth.depth, expected.depth)
+    assert depth.far_m == 0.95 * 15
+    assert cli.build_parser().parse_args(["--max_depth", "15"]).max_depth == 15
+
+
 def test_model_bytes_counts_parameters_and_buffers(app):
     model = torch.nn.BatchNorm1d(5)  # 2 x 5 weights, 2 x 5 statistics, a 64-bit counter
     assert app.model_bytes(model) == 4 * 20 + 8

@@ -51,6 +51,20 @@ from shared_pano_utils.resample import cache_info
 
 ROOT = Path(__file__).parents[1]
 
+
+def test_table_of_defects_is_complete_and_names_tests_that_exist():
+    table = (ROOT / "docs/defects.md").read_text()
+    assert set(re.findall(r"^\| \*\*D(\d+)\*\*", table, re.M)) == {str(n) for n in range(1, 24)}
+    named = set(re.findall(r"`(test_\w+\.py)::(test_\w+)`", table))
+    written = {
+        (path.name, name)
+        for path in (ROOT / "tests").rglob("test_*.py")
+        for name in re.findall(r"^def (test_\w+)", path.read_text(), re.M)
+    }
+    assert named <= written
+    assert all("`test_" in row for row in table.splitlines() if row.startswith("| **D"))
+
+
 # ---- flags of the original ----------------------------------------------------------------------
 
 PARSERS = {
@@ -494,6 +508,20 @@ def write_each(root: Path, room: Room) -> dict[str, list[str]]:
     return {name: [f"{prefix}{key}" for key in "abc"] for name, prefix in prefixes.items()}
 
 
+def listed(root: Path, name: str) -> list[str]:
+    dataset = open_dataset(name, root / "Folder" if name == "Folder" else root, "test")
+    return [view.id for view in dataset.views]
+
+
+@pytest.mark.parametrize("place", ["a/b/c", "."])
+def test_d14_ids_do_not_depend_on_the_folder(place, tmp_path, monkeypatch):
+    """The original takes the parts 6 to 8 of the path, which those of `tmp_path` happen to fit."""
+    monkeypatch.chdir(tmp_path)
+    root = tmp_path / place if place != "." else Path()
+    for name, ids in write_each(root, box_room(16)).items():
+        assert listed(root, name) == ids
+
+
 def test_d15_order_of_the_disk_does_not_matter(tmp_path, monkeypatch):
     expected = write_each(tmp_path, box_room(16))
     glob = Path.glob
@@ -503,11 +531,9 @@ def test_d15_order_of_the_disk_does_not_matter(tmp_path, monkeypatch):
         random.Random(len(found)).shuffle(found)
         return iter(found)
 
-    for listing in (glob, shuffled):
-        monkeypatch.setattr(Path, "glob", listing)
-        for name, ids in expected.items():
-            root = tmp_path / "Folder" if name == "Folder" else tmp_path
-            assert [view.id for view in open_dataset(name, root, "test").views] == ids, name
+    monkeypatch.setattr(Path, "glob", shuffled)
+    for name, ids in expected.items():
+        assert listed(tmp_path, name) == ids
 
 
 # ---- inference ----------------------------------------------------------------------------------

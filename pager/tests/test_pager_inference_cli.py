@@ -22,7 +22,7 @@ from pager.cli.inputs import unique_names
 from pager.cli.outputs import result_folders
 from pager.cloud import _equal_area_pixels, point_cloud
 from pager.export import write_prediction
-from pager.geometry import pager_to_rdf
+from pager.geometry import pager_to_rdf, structured3d_to_pager
 from pager.pipeline import PagerPipeline, Prediction, choose_device, merge
 from pager.training.batches import erp_to_faces, rgb_to_unit
 from shared_pano_utils import cubemap_to_erp, rays
@@ -479,6 +479,14 @@ def test_result_folders_of_our_own_checkpoints_differ(tmp_path):
     assert folders(*hub) == ["PaGeR-depth", "PaGeR-normals"]
     same = [str(tmp_path / "one"), str(tmp_path / "two/one")]
     assert folders(*same) == ["one_depth", "one_normals"]
+    names = set()
+    for run in "ab":  # the original's layouts: two runs never share results
+        for end in ("checkpoint-best/EMA", "checkpoint-best/original", "checkpoint-best/unet"):
+            path = tmp_path / "runs" / run / end
+            path.mkdir(parents=True)
+            names |= set(result_folders({"depth": str(path)}).values())
+    assert len(names) == 6
+    assert "a_checkpoint-best_EMA" in names
 
 
 def test_hidden_leftovers_and_folders_are_no_input(models, tmp_path, out, write_panoramas):
@@ -643,3 +651,15 @@ def test_killed_process_is_completed_by_a_second_run(
     assert len(finished(out)) == count
     assert {path: path.stat().st_mtime_ns for path in times} == times
     assert_whole(out)
+
+
+def test_frame_of_normals_that_store_none(models, tmp_path, out, write_panoramas):
+    write_panoramas(tmp_path / "a", 1)
+    flags = ["--input", str(tmp_path / "a"), *models, "--modality", "normals", "--results_path"]
+    assert inference.main([*flags, str(out)]) == 0
+    assert inference.main([*flags, str(tmp_path / "s3d"), "--normals_frame", "structured3d"]) == 0
+    stored = np.load(out / "pano00/normals.npz")["arr_0"]
+    turned = np.load(tmp_path / "s3d/pano00/normals.npz")["arr_0"]
+    expected = structured3d_to_pager(torch.from_numpy(stored)).numpy()
+    np.testing.assert_allclose(turned, expected, atol=1e-6)
+    assert np.abs(turned - stored).max() > 0.1

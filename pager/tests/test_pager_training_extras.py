@@ -56,6 +56,9 @@ def test_yaml_of_the_original_is_read(tmp_path):
     logging = resolve_config(str(yaml), {}, []).logging
     assert (logging.save_frequency, logging.logging_path, logging.run_name) == (3, "tb", "night")
     assert logging.tracker_project_name == "P"
+    yaml.write_text("model: {enable_xformers: true, modality: normals}")
+    config = resolve_config(str(yaml), {}, [])
+    assert (config.enable_xformers, config.model.modality) == (True, "normals")
     yaml.write_text("logging: {wandb: {entity: me}}")
     with pytest.raises(ValueError, match="wandb"):
         resolve_config(str(yaml), {}, [])

@@ -64,6 +64,7 @@ class ModelShelf:
         pretrained_path: str | None = None,
         device: str = "auto",
         precision: Precision = "auto",
+        max_depth: float | None = None,
     ) -> None:
         """Load nothing yet.
 
@@ -73,6 +74,7 @@ class ModelShelf:
             pretrained_path: base model instead of the stored one.
             device: "auto" takes cuda, mps or cpu.
             precision: "auto" is bfloat16 on cuda and float32 elsewhere.
+            max_depth: metres, instead of the checkpoints' range.
         """
         self.checkpoints = dict(checkpoints)
         self.device = choose_device(device)
@@ -81,6 +83,7 @@ class ModelShelf:
             "pretrained_path": pretrained_path,
             "device": str(self.device),
             "precision": precision,
+            "max_depth": max_depth,
         }
         self._loaded: dict[str, PagerPipeline] = {}
         # A second prediction at the same time would compete for the same cores and memory.

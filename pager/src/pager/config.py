@@ -158,6 +158,7 @@ ALIASES = {
     "logging.wandb.run_name": "logging.run_name",
     "logging.tensorboard.log_path": "logging.logging_path",
     "logging.model_save_frequency": "logging.save_frequency",
+    "model.enable_xformers": "enable_xformers",
 }
 
 
@@ -269,8 +270,9 @@ def _load_yaml(path: str) -> Any:
         holder = OmegaConf.select(tree, section)
         if OmegaConf.is_dict(holder) and key in holder:
             OmegaConf.update(tree, new, holder.pop(key))
-            if not holder and section != "logging":
-                tree.logging.pop(section.removeprefix("logging."))
+            parent, _, child = section.rpartition(".")
+            if parent and not holder:
+                OmegaConf.select(tree, parent).pop(child)
     return tree
 
 

@@ -9,6 +9,7 @@ import tempfile
 from pathlib import Path
 
 from pager.cli.common import run_cli
+from pager.cli.evaluate import positive
 
 logger = logging.getLogger(__name__)
 
@@ -40,6 +41,9 @@ def build_parser() -> argparse.ArgumentParser:
     )
     model.add_argument("--pretrained_path", help="base model instead of the stored one")
     model.add_argument("--revision", help="hub commit, tag or branch of the checkpoints")
+    model.add_argument(
+        "--max_depth", type=positive, help="metres, instead of the depth checkpoints' ranges"
+    )
     model.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps")
     model.add_argument(
         "--precision", choices=("auto", "float32", "bfloat16", "float16"), default="auto"
@@ -88,6 +92,7 @@ def _serve(args: argparse.Namespace) -> int:
             pretrained_path=args.pretrained_path,
             device=args.device,
             precision=args.precision,
+            max_depth=args.max_depth,
         )
         app = build_interface(
             shelf,

@@ -66,6 +66,10 @@ def build_parser() -> argparse.ArgumentParser:
         "--max_depth", type=float, help="metres, instead of the checkpoint's range (0.01-75 m)"
     )
     model.add_argument("--face_size", type=int, help="pixels; default: the checkpoint's")
+    model.add_argument(
+        "--normals_frame", choices=("pager", "structured3d"),
+        help="frame of a normals checkpoint that stores none (PaGeR-normals-Structured3D)",
+    )  # fmt: skip
     model.add_argument("--rope", choices=("auto", "on", "off"), default="auto")
     model.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps")
     model.add_argument(
@@ -275,6 +279,7 @@ def _load_pipelines(args: argparse.Namespace, checkpoints: dict[str, str]) -> "l
             compile_backend="inductor" if args.compile else None,
             max_depth=args.max_depth,
             face_size=args.face_size,
+            normals_frame=args.normals_frame,
         )
         if pipeline.modality != modality:
             raise ValueError(

@@ -12,6 +12,10 @@ if TYPE_CHECKING:
     from pager.pipeline import Prediction
 
 
+# Names, or their beginnings, that every run has below its own folder.
+ALIKE = ("checkpoint-", "original", "EMA", "unet", "diffusion_pytorch_model")
+
+
 class Output(Protocol):
     """Where the results of a run go."""
 
@@ -32,7 +36,8 @@ class InputOutput:
     def __init__(self, args: argparse.Namespace, checkpoints: dict[str, str]) -> None:
         self.args = args
         self.points = None if args.points == "none" else args.points
-        options = {name: getattr(args, name) for name in ("max_depth", "face_size", "rope")}
+        names = ("max_depth", "face_size", "normals_frame", "rope")
+        options = {name: getattr(args, name) for name in names}
         self.made_with = {
             modality: {"checkpoint": path, "revision": args.revision, **options}
             for modality, path in checkpoints.items()
@@ -74,16 +79,23 @@ class InputOutput:
 def result_folders(checkpoints: dict[str, str]) -> dict[str, str]:
     """Name of the results of each modality: the last part of its checkpoint.
 
-    Folders of our trainings end alike ("checkpoint-last"), so they keep the run's name in front.
+    Folders of trainings end alike ("checkpoint-last", "checkpoint-best/EMA"), so they keep the names
+    above them, up to that of the run, in front.
     """
-    names = {}
-    for modality, checkpoint in checkpoints.items():
-        path = Path(checkpoint)
-        generic = path.is_dir() and path.name.startswith(("checkpoint-", "original", "EMA"))
-        names[modality] = f"{path.resolve().parent.name}_{path.name}" if generic else path.name
+    names = {modality: _result_name(Path(path)) for modality, path in checkpoints.items()}
     if len(set(names.values())) < len(names):
         names = {modality: f"{name}_{modality}" for modality, name in names.items()}
     return names
+
+
+def _result_name(checkpoint: Path) -> str:
+    if not checkpoint.exists():  # a hub id
+        return checkpoint.name
+    parts = checkpoint.resolve().parts
+    first = len(parts) - 1
+    while first > 1 and parts[first].startswith(ALIKE):
+        first -= 1
+    return "_".join(parts[first:])
 
 
 class DatasetOutput:
