@@ -46,7 +46,7 @@ HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*")
 
 SD2_NAMES = ("stable-diffusion-2", "marigold")
 SD2_SHAPE = ([320, 640, 1280, 1280], 1024)  # channels and text width of its UNet
-SD2_LICENSE = "openrail++"
+SD2_LICENSE, UNSTATED = "openrail++", "unknown"
 TAGS = ("pager", "panorama", "360-degree", "equirectangular", "diffusion")
 
 Metrics = Mapping[str, Mapping[str, float]]
@@ -113,8 +113,6 @@ def is_hub_id(name: str) -> bool:
 
 
 def _save_base(model: PagerModel, folder: Path, dtype: torch.dtype | None) -> None:
-    for part in ("scheduler", "vae"):
-        (folder / part).mkdir(parents=True, exist_ok=True)
     state = {
         key: value.detach().to("cpu", dtype or value.dtype).contiguous()
         for key, value in model.vae.state_dict().items()
@@ -162,7 +160,7 @@ def model_card(
     task = "depth-estimation" if config.modality == "depth" else "image-to-image"
     feature = "monocular-depth-estimation" if config.modality == "depth" else "surface-normals"
     data = ModelCardData(
-        license=license_id or (SD2_LICENSE if inherits else "unknown"),
+        license=license_id or (SD2_LICENSE if inherits else UNSTATED),
         library_name="pager",
         pipeline_tag=task,
         tags=[*TAGS, feature],
@@ -190,9 +188,10 @@ def is_sd2_derivative(model: PagerModel) -> bool:
 
 
 def _introduction(config: ModelConfig, name: str) -> str:
+    what = _prediction(config)
     return (
-        f"# {name}\n\n{_prediction(config)[:1].upper()}{_prediction(config)[1:]} of a whole 360° "
-        "panorama (equirectangular, width = 2 × height), without seams, by one evaluation of a "
+        f"# {name}\n\n{what[0].upper()}{what[1:]} of a whole 360° "
+        "panorama (equirectangular, width = 2 x height), without seams, by one evaluation of a "
         "latent diffusion UNet over the six faces of a cube: a checkpoint of PaGeR."
     )
 
@@ -210,9 +209,9 @@ def _architecture(model: PagerModel, base: str | None, dtype: torch.dtype | None
     facts = {"predicts": _prediction(config)}
     if config.modality == "depth":
         scale = "logarithmic" if config.log_scale else "linear"
-        facts["depth range"] = f"{config.min_depth:g}–{config.max_depth:g} m, {scale}"
+        facts["depth range"] = f"{config.min_depth:g} to {config.max_depth:g} m, {scale}"
     facts |= {
-        "cube faces": f"{config.face_size} × {config.face_size} pixels",
+        "cube faces": f"{config.face_size} x {config.face_size} pixels",
         "positional encoding": config.unet_positional_encoding,
         "UNet": f"`UNet2DConditionModel`, {unet['in_channels']} inputs, channels {channels}",
         "parameters": f"{_millions(model.unet)} UNet (stored as {stored}), "
@@ -289,6 +288,8 @@ def _table(title: str, facts: Facts) -> str:
 
 def _license(inherits: bool, license_id: str | None) -> str:
     text = f"Weights: {license_id}."
+    if license_id == UNSTATED:
+        text = "The author of these weights has not stated a licence."
     if inherits:
         text += (
             " The base model descends from Stable Diffusion 2, whose licence, CreativeML Open "

@@ -123,6 +123,18 @@ class PagerPipeline:
             compile_backend=compile_backend,
         )
 
+    def save_pretrained(self, folder: str | Path, **options: Any) -> None:
+        """Write the hub layout with a model card; `options` as in `hub.save_pretrained`."""
+        from pager import hub
+
+        hub.save_pretrained(self, folder, **options)
+
+    def push_to_hub(self, repo_id: str, **options: Any) -> str:
+        """Upload to the hub; arguments and result as in `hub.push_to_hub`."""
+        from pager import hub
+
+        return hub.push_to_hub(self, repo_id, **options)
+
     @property
     def modality(self) -> Modality:
         """What this checkpoint predicts."""
