@@ -28,7 +28,13 @@ def pack(work: Path, output: Path) -> int:
     from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
     from safetensors.torch import save_file
 
-    from pager.checkpoint import EMPTY_PROMPT, encode_empty_prompt, locate, save_checkpoint
+    from pager.checkpoint import (
+        EMPTY_PROMPT,
+        encode_empty_prompt,
+        locate,
+        save_checkpoint,
+        write_network_config,
+    )
 
     for part in ("scheduler", "tokenizer", "text_encoder"):
         shutil.copytree(work / "base" / part, output / "base" / part, dirs_exist_ok=True)
@@ -36,6 +42,7 @@ def pack(work: Path, output: Path) -> int:
     save_file({"embedding": embedding}, output / "base" / EMPTY_PROMPT)
     vae = AutoencoderKL.from_pretrained(work / "base" / "vae")
     vae.half().save_pretrained(output / "base" / "vae")
+    write_network_config(vae, output / "base" / "vae" / "config.json")
     for modality in ("depth", "normals"):
         files = locate(work / modality / "checkpoint-last")
         unet = UNet2DConditionModel.from_pretrained(files.unet_dir)

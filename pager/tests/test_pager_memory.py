@@ -23,7 +23,12 @@ def plain(checkpoints, panorama) -> np.ndarray:
 
 @pytest.mark.parametrize(
     "options",
-    [{"offload": True}, {"stream_vae": True}, {"offload": True, "stream_vae": True}],
+    [
+        {"offload": True},
+        {"stream_vae": True},
+        {"offload": True, "stream_vae": True},
+        {"channels_last": True},
+    ],
     ids=lambda options: "+".join(options),
 )
 def test_placement_changes_nothing(options, checkpoints, panorama, plain):
@@ -34,8 +39,8 @@ def test_placement_changes_nothing(options, checkpoints, panorama, plain):
 
 
 def test_compiled_networks_give_the_same(checkpoints, panorama, plain):
-    # The graphs are captured as for any back-end, and run without a compiler.
-    pipeline = PagerPipeline.from_pretrained(checkpoints["depth"], compile_backend="eager")
+    # The graphs are captured and lowered as for any back-end, and run without a compiler.
+    pipeline = PagerPipeline.from_pretrained(checkpoints["depth"], compile_backend="aot_eager")
     np.testing.assert_allclose(pipeline(panorama).depth, plain, rtol=2e-5)
 
 

@@ -5,6 +5,7 @@ encoder come from the base model that section names (`pretrained_path`).
 """
 
 import dataclasses
+import json
 import logging
 import os
 from dataclasses import dataclass
@@ -27,7 +28,7 @@ from yaml import YAMLError
 
 from pager.depth import INDOOR_MAX_DEPTH_M
 from pager.model import ModelConfig, PagerModel, extend_conv_in
-from shared_pano_utils.imageio import atomic_path
+from shared_pano_utils.imageio import atomic_path, write_json
 
 logger = logging.getLogger(__name__)
 
@@ -87,7 +88,9 @@ def locate(checkpoint: str | Path, revision: str | None = None) -> CheckpointFil
         FileNotFoundError: nothing there, or no ``config.yaml`` within three levels.
         ValueError: a Depth-Anything-3 checkpoint, or an unreadable config.
     """
-    root = fetch(checkpoint, revision, [CONFIG_NAME, "unet/*", UNET_WEIGHTS, "config.json"])
+    root = fetch(
+        checkpoint, revision, [CONFIG_NAME, "unet/*", "base/*", UNET_WEIGHTS, "config.json"]
+    )
     if root.is_file():
         if root.suffix != ".safetensors":
             raise ValueError(f"{root} is not a .safetensors file; convert it or pass a folder")
@@ -376,7 +379,13 @@ def save_checkpoint(
     }
     with atomic_path(unet_dir / UNET_WEIGHTS) as path:
         save_file(stored, path, metadata={"format": "pt"})
-    with atomic_path(unet_dir / "config.json") as path:
-        unet.to_json_file(path)
+    write_network_config(unet, unet_dir / "config.json")
     with atomic_path(folder / CONFIG_NAME) as path:
         OmegaConf.save(OmegaConf.create({"model": dataclasses.asdict(config)}), path)
+
+
+def write_network_config(network: Any, path: Path) -> None:
+    """Write the ``config.json`` of a diffusers network without the folder it was loaded from."""
+    config = json.loads(network.to_json_string())
+    config.pop("_name_or_path", None)
+    write_json(path, config)

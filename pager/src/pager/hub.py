@@ -5,7 +5,6 @@ is stored in the checkpoint, without its UNet: ``base/`` with scheduler, VAE and
 """
 
 import dataclasses
-import json
 import re
 import tempfile
 from collections.abc import Mapping
@@ -25,10 +24,11 @@ from pager.checkpoint import (
     UNET_WEIGHTS,
     read_model_config,
     save_checkpoint,
+    write_network_config,
 )
 from pager.depth import FAR_FRACTION
 from pager.model import ModelConfig, PagerModel
-from shared_pano_utils.imageio import atomic_path, write_json
+from shared_pano_utils.imageio import atomic_path
 
 if TYPE_CHECKING:
     from pager.pipeline import PagerPipeline
@@ -82,7 +82,6 @@ def save_pretrained(
     folder = Path(folder)
     config = published_config(model.config)
     save_checkpoint(folder, model.unet, config, dtype=dtype)
-    _remove_local_path(folder / "unet" / "config.json")
     if config.pretrained_path == BASE_NAME:
         _save_base(model, folder / BASE_NAME, dtype)
     card = model_card(
@@ -119,9 +118,7 @@ def _save_base(model: PagerModel, folder: Path, dtype: torch.dtype | None) -> No
     }
     with atomic_path(folder / "vae" / UNET_WEIGHTS) as path:
         save_file(state, path, metadata={"format": "pt"})
-    with atomic_path(folder / "vae" / "config.json") as path:
-        model.vae.to_json_file(path)
-    _remove_local_path(folder / "vae" / "config.json")
+    write_network_config(model.vae, folder / "vae" / "config.json")
     with atomic_path(folder / EMPTY_PROMPT) as path:
         save_file({"embedding": model.empty_prompt.detach().cpu().contiguous()}, path)
     # The network is run at the last step only, where every schedule with zero terminal SNR agrees.
@@ -132,13 +129,6 @@ def _save_base(model: PagerModel, folder: Path, dtype: torch.dtype | None) -> No
     )
     with atomic_path(folder / "scheduler" / "scheduler_config.json") as path:
         scheduler.to_json_file(path)
-
-
-def _remove_local_path(path: Path) -> None:
-    """Drop the folder that diffusers notes in the config of a network it loaded."""
-    config = json.loads(path.read_text(encoding="utf-8"))
-    config.pop("_name_or_path", None)
-    write_json(path, config)
 
 
 # ---- model card ---------------------------------------------------------------------------------

@@ -8,8 +8,8 @@ padded convolutions read the neighbouring face, self-attention joins the six fac
 
 import math
 from collections.abc import Callable
-from functools import lru_cache, wraps
-from typing import Any, ParamSpec, TypeVar
+from functools import wraps
+from typing import Any, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -19,7 +19,6 @@ from torch import Tensor, nn
 
 from shared_pano_utils.geometry import PY360_E2X, rays, xyz_to_lonlat
 
-P = ParamSpec("P")
 T = TypeVar("T")
 
 FACES = 6
@@ -40,18 +39,25 @@ NEIGHBOURS = (
 )
 
 
-def _cached_table(function: Callable[P, T]) -> Callable[P, T]:
+def _cached_table(function: Callable[..., T]) -> Callable[..., T]:
     """Keep the results of `function` for the life of the process.
 
     They are ordinary tensors even if first asked for in inference mode (one made there could not
-    take part in a later backward pass), and constants to a compiled network.
+    take part in a later backward pass), and inputs to a compiled network, which is cut where it
+    asks for one that does not exist yet.
     """
-    cached = lru_cache(maxsize=64)(torch.inference_mode(False)(function))
+    tables: dict[tuple[Any, ...], T] = {}
 
-    @torch.compiler.assume_constant_result
+    @torch.compiler.disable
+    def make(key: tuple[Any, ...]) -> None:
+        with torch.inference_mode(False):
+            tables[key] = function(*key)
+
     @wraps(function)
-    def table(*args: P.args, **kwargs: P.kwargs) -> T:
-        return cached(*args, **kwargs)
+    def table(*args: Any) -> T:
+        if args not in tables:
+            make(args)  # pyright: ignore[reportArgumentType]
+        return tables[args]
 
     return table
 

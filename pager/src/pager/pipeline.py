@@ -50,6 +50,7 @@ class PagerPipeline:
         *,
         offload: bool = False,
         stream_vae: bool = False,
+        channels_last: bool = False,
         compile_backend: str | None = None,
     ) -> None:
         """Place the networks.
@@ -61,6 +62,7 @@ class PagerPipeline:
             offload: keep the VAE and the UNet on the CPU while they are not needed.
             stream_vae: keep the VAE's maps in host memory, one face on the device (`streaming`);
                 exact, slow, for small cards.
+            channels_last: memory layout of weights and maps; for GPUs, slower on CPUs.
             compile_backend: of ``torch.compile``, for example "inductor"; None does not compile.
         """
         self.device, self.dtype, self.offload = device, dtype, offload
@@ -71,7 +73,11 @@ class PagerPipeline:
         self.model.empty_prompt = self.model.empty_prompt.to(device)
         for network in (self.model.unet, self.model.vae):
             network.to("cpu" if offload else device)
+            if channels_last:
+                network.to(memory_format=torch.channels_last)
         if compile_backend is not None:
+            # One plain pass makes the tables of `layers`, which would cut the compiled graphs.
+            self(np.zeros((16, 32, 3), np.uint8))
             for network in (self.model.unet, self.model.vae.encoder, self.model.vae.decoder):
                 network.compile(backend=compile_backend)
 
@@ -87,6 +93,7 @@ class PagerPipeline:
         rope: Literal["auto", "on", "off"] = "auto",
         offload: bool = False,
         stream_vae: bool = False,
+        channels_last: bool = False,
         compile_backend: str | None = None,
         **overrides: Any,
     ) -> "PagerPipeline":
@@ -99,8 +106,9 @@ class PagerPipeline:
             device: "auto" takes cuda, mps or cpu, in this order.
             precision: "auto" is bfloat16 on cuda and float32 elsewhere.
             rope: "auto" follows the checkpoint.
-            offload: see `__init__`, like the next two.
+            offload: see `__init__`, like the next three.
             stream_vae: see `__init__`.
+            channels_last: see `__init__`.
             compile_backend: see `__init__`.
             **overrides: `ModelConfig` fields to replace, for example ``max_depth=15``.
         """
@@ -120,6 +128,7 @@ class PagerPipeline:
             dtype,
             offload=offload,
             stream_vae=stream_vae,
+            channels_last=channels_last,
             compile_backend=compile_backend,
         )
 

@@ -84,6 +84,9 @@ def build_parser() -> argparse.ArgumentParser:
     model.add_argument(
         "--stream_vae", action="store_true", help="VAE maps in host memory: small cards, slow"
     )
+    model.add_argument(
+        "--channels_last", action="store_true", help="memory layout for GPUs; slower on CPUs"
+    )
     model.add_argument("--compile", action="store_true", help="torch.compile the networks")
     out = parser.add_argument_group("what to write")
     out.add_argument("--results_path", type=Path, default=Path("results"))
@@ -276,6 +279,7 @@ def _load_pipelines(args: argparse.Namespace, checkpoints: dict[str, str]) -> "l
             rope=args.rope,
             offload=args.offload,
             stream_vae=args.stream_vae,
+            channels_last=args.channels_last,
             compile_backend="inductor" if args.compile else None,
             max_depth=args.max_depth,
             face_size=args.face_size,
