@@ -1,0 +1,41 @@
+"""Train the VAE of the tiny base pipeline on clips; its UNet and CLIP are random.
+
+python scripts/train_tiny_base.py --base_folder data/train --output out/tiny/base
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+from genex_explorer.cli.common import run_cli
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Parse the flags and train."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--base_folder", type=Path, required=True)
+    parser.add_argument("--output", type=Path, required=True)
+    parser.add_argument("--steps", type=int, default=4000)
+    parser.add_argument("--frames", type=int, default=4, help="length of a window")
+    parser.add_argument("--learning_rate", type=float, default=2e-3)
+    parser.add_argument("--seed", type=int, default=0)
+    args = parser.parse_args(argv)
+
+    def command() -> int:
+        import numpy as np
+
+        from genex_explorer.data.clips import find_clips, read_clip
+        from genex_explorer.tiny import train_tiny_base
+
+        clips = np.stack([read_clip(clip.frames) for clip in find_clips(args.base_folder)])
+        train_tiny_base(
+            clips, args.output, steps=args.steps, frames=args.frames,
+            learning_rate=args.learning_rate, seed=args.seed,
+        )  # fmt: skip
+        return 0
+
+    return run_cli(command)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""Walks through one 360-degree panorama with Stable Video Diffusion."""

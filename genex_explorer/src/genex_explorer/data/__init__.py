@@ -1,0 +1,1 @@
+"""Clips: extracting them from videos, rendering them, finding, reading and caching them."""

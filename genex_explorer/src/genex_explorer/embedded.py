@@ -1,0 +1,7 @@
+"""Where the embedded checkpoint lies and the sizes it was trained for."""
+
+from pathlib import Path
+
+TINY_ASSETS = Path(__file__).parents[2] / "assets" / "tiny"
+TINY_WIDTH, TINY_HEIGHT, TINY_FRAMES = 128, 64, 8
+TINY_STEPS = 8  # denoising steps; more gain nothing at this size

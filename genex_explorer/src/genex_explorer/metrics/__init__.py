@@ -1,0 +1,1 @@
+"""Quality of generated walks: frames, whole clips, closed loops."""

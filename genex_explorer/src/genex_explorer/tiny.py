@@ -1,0 +1,168 @@
+"""A pipeline with the architecture of SVD-XT in small, and the training of its VAE.
+
+GroupNorm with 32 groups is fixed in the stock classes, so widths are multiples of 32.
+"""
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from diffusers.models.autoencoders.autoencoder_kl_temporal_decoder import (
+    AutoencoderKLTemporalDecoder,
+)
+from diffusers.models.unets.unet_spatio_temporal_condition import (
+    UNetSpatioTemporalConditionModel,
+)
+from diffusers.pipelines.stable_video_diffusion.pipeline_stable_video_diffusion import (
+    StableVideoDiffusionPipeline,
+)
+from diffusers.schedulers.scheduling_euler_discrete import EulerDiscreteScheduler
+from torch import Tensor
+from tqdm.auto import tqdm
+from transformers import CLIPImageProcessor, CLIPVisionConfig, CLIPVisionModelWithProjection
+
+from genex_explorer.embedded import TINY_FRAMES, TINY_HEIGHT
+
+logger = logging.getLogger(__name__)
+
+CONTEXT_WIDTH, ID_WIDTH = 32, 32
+KL_WEIGHT = 1e-6
+CLIP_MEAN = [0.48145466, 0.4578275, 0.40821073]
+CLIP_STD = [0.26862954, 0.26130258, 0.27577711]
+
+
+def tiny_unet() -> UNetSpatioTemporalConditionModel:
+    """Random UNet: stock class, three levels; as in SVD the deepest one has no attention."""
+    return UNetSpatioTemporalConditionModel(
+        sample_size=TINY_HEIGHT // 4,
+        down_block_types=(
+            "CrossAttnDownBlockSpatioTemporal",
+            "CrossAttnDownBlockSpatioTemporal",
+            "DownBlockSpatioTemporal",
+        ),
+        up_block_types=(
+            "UpBlockSpatioTemporal",
+            "CrossAttnUpBlockSpatioTemporal",
+            "CrossAttnUpBlockSpatioTemporal",
+        ),
+        block_out_channels=(32, 64, 96),
+        layers_per_block=1,
+        num_attention_heads=(2, 4, 6),
+        cross_attention_dim=CONTEXT_WIDTH,
+        addition_time_embed_dim=ID_WIDTH,
+        projection_class_embeddings_input_dim=3 * ID_WIDTH,
+        num_frames=TINY_FRAMES,
+    )
+
+
+def tiny_vae() -> AutoencoderKLTemporalDecoder:
+    """Random VAE: stock class, three levels (factor 4), four latent channels."""
+    return AutoencoderKLTemporalDecoder(
+        sample_size=TINY_HEIGHT,
+        block_out_channels=(32, 32, 64),  # pyright: ignore[reportArgumentType]
+        layers_per_block=1,
+        latent_channels=4,
+        down_block_types=("DownEncoderBlock2D",) * 3,  # pyright: ignore[reportArgumentType]
+    )
+
+
+def tiny_image_encoder() -> CLIPVisionModelWithProjection:
+    """Random CLIP vision tower; 224 px are what the pipeline always feeds."""
+    return CLIPVisionModelWithProjection(
+        CLIPVisionConfig(
+            hidden_size=32, intermediate_size=64, projection_dim=CONTEXT_WIDTH,
+            num_hidden_layers=2, num_attention_heads=2, image_size=224, patch_size=32,
+        )
+    )  # fmt: skip
+
+
+def svd_scheduler() -> EulerDiscreteScheduler:
+    """The scheduler of the released SVD: Karras sigmas 700 to 0.002, v-prediction."""
+    return EulerDiscreteScheduler(
+        beta_schedule="scaled_linear",
+        beta_start=0.00085,
+        beta_end=0.012,
+        prediction_type="v_prediction",
+        timestep_type="continuous",
+        use_karras_sigmas=True,
+        sigma_min=0.002,
+        sigma_max=700.0,
+        timestep_spacing="leading",
+        steps_offset=1,
+    )
+
+
+def tiny_pipeline(seed: int = 0) -> StableVideoDiffusionPipeline:
+    """The whole pipeline with random weights; the global generator is left as it was."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return StableVideoDiffusionPipeline(
+            vae=tiny_vae(),
+            image_encoder=tiny_image_encoder(),
+            unet=tiny_unet(),
+            scheduler=svd_scheduler(),
+            feature_extractor=CLIPImageProcessor(image_mean=CLIP_MEAN, image_std=CLIP_STD),
+        )
+
+
+def train_tiny_base(
+    clips: np.ndarray, output: Path, *, steps: int, frames: int, learning_rate: float, seed: int
+) -> None:
+    """Train the tiny VAE on windows of clips and write the base pipeline (UNet and CLIP random).
+
+    The decoder mixes frames, so it is trained on several at once; single frames would leave its
+    temporal layers untrained.
+
+    Args:
+        clips: (N, F, H, W, 3) uint8.
+        output: receives the pipeline, loadable with `from_pretrained`.
+        steps: optimiser steps of one window each.
+        frames: length of the windows.
+        learning_rate: peak of a one-cycle schedule.
+        seed: of weights and of the order of the windows.
+    """
+    pipeline = tiny_pipeline(seed)
+    vae: Any = pipeline.vae
+    rng = np.random.default_rng(seed)
+    optimizer = torch.optim.AdamW(vae.parameters(), lr=learning_rate, weight_decay=0.0)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(
+        optimizer, learning_rate, total_steps=steps, pct_start=0.1
+    )
+    bar = tqdm(range(steps), desc="vae")
+    for step in bar:
+        clip = clips[rng.integers(len(clips))]
+        start = int(rng.integers(len(clip) - frames + 1))
+        images = torch.from_numpy(clip[start : start + frames]).movedim(-1, 1) / 127.5 - 1
+        if rng.random() < 0.5:
+            images = images.flip(-1)
+        images = images.roll(int(rng.integers(images.shape[-1])), -1)
+        loss, psnr = _vae_loss(vae, images)
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(vae.parameters(), 1.0)
+        optimizer.step()
+        schedule.step()
+        if step % 20 == 0:
+            bar.set_postfix_str(f"{psnr:.2f} dB")
+    vae.register_to_config(scaling_factor=_latent_scale(vae, clips[:64]))
+    pipeline.save_pretrained(output)
+
+
+def _vae_loss(vae: Any, images: Tensor) -> tuple[Tensor, float]:
+    """L2 and a little L1 and KL of one window (F, 3, H, W) in [-1, 1]; PSNR in dB."""
+    with torch.autocast("cpu", torch.bfloat16):
+        posterior = vae.encode(images).latent_dist
+        decoded = vae.decode(posterior.mean, num_frames=len(images)).sample
+    error = decoded.float() - images
+    mse = error.square().mean()
+    loss = mse + 0.1 * error.abs().mean() + KL_WEIGHT * posterior.mean.float().square().mean()
+    return loss, -10 * float(torch.log10(mse.detach() / 4))
+
+
+@torch.no_grad()
+def _latent_scale(vae: Any, clips: np.ndarray) -> float:
+    """The factor that gives latents unit variance, as the UNet expects."""
+    images = torch.from_numpy(clips[:, 0]).movedim(-1, 1) / 127.5 - 1
+    return round(1 / vae.encode(images).latent_dist.mean.std().item(), 5)

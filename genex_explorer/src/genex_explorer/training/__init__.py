@@ -1,0 +1,1 @@
+"""Training of the UNet: options, noisy batches, the loop, validation, checkpoints."""
