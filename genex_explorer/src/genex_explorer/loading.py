@@ -24,6 +24,8 @@ STORED_AS: tuple[dict[str, Any], ...] = (
 
 
 def _load(cls: Any, path: str, subfolder: str, revision: str | None, dtype: torch.dtype) -> Any:
+    if path.startswith((".", "/", "~")) and not Path(path).is_dir():
+        raise FileNotFoundError(f"model folder {path} does not exist; pass a folder or a hub id")
     if Path(path).is_dir() and not (Path(path) / subfolder / "config.json").is_file():
         raise FileNotFoundError(
             f"{path} has no {subfolder}/config.json; pass the folder of a Stable Video Diffusion "

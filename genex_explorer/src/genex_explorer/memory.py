@@ -62,21 +62,13 @@ def place(
         attention: of the UNet, see `set_attention`.
 
     Raises:
-        ValueError: an unknown value, or a combination that cannot work.
+        ValueError: an unknown value, or a combination that cannot work; see `check_placement`.
     """
-    _check_choice("offload", offload, OFFLOADS)
     _check_choice("attention", attention, ATTENTIONS)
-    if offload != "none" and device.type == "cpu":
-        raise ValueError(f"offload {offload!r} needs an accelerator, the device is cpu; use none")
-    if offload == "sequential" and compile:
-        raise ValueError(
-            "offload 'sequential' swaps weights which compiled code holds; "
-            "use offload model or group, or do not compile"
-        )
-    if device.type == "cpu" and dtype == torch.float16:
-        raise ValueError("dtype float16 is not for the device cpu; use float32 or bfloat16")
+    check_placement(device, dtype, offload=offload, compile=compile)
     set_attention(pipeline.unet, attention)
-    pipeline.to(dtype=dtype)
+    if pipeline.unet.dtype != dtype or pipeline.vae.dtype != dtype:
+        pipeline.to(dtype=dtype)
     if offload == "none":
         pipeline.to(device)
     elif offload == "model":
@@ -89,6 +81,26 @@ def place(
         )
     if compile:
         pipeline.unet.compile()  # in place, so that class and keys stay
+
+
+def check_placement(
+    device: torch.device, dtype: torch.dtype, *, offload: Offload = "none", compile: bool = False
+) -> None:
+    """Refuse what `place` could not do, before anything is loaded.
+
+    Raises:
+        ValueError: an unknown value, or a combination that cannot work.
+    """
+    _check_choice("offload", offload, OFFLOADS)
+    if offload != "none" and device.type == "cpu":
+        raise ValueError(f"offload {offload!r} needs an accelerator, the device is cpu; use none")
+    if offload == "sequential" and compile:
+        raise ValueError(
+            "offload 'sequential' swaps weights which compiled code holds; "
+            "use offload model or group, or do not compile"
+        )
+    if device.type == "cpu" and dtype == torch.float16:
+        raise ValueError("dtype float16 is not for the device cpu; use float32 or bfloat16")
 
 
 def set_attention(unet: Any, attention: AttentionKind) -> None:

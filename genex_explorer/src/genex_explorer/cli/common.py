@@ -29,7 +29,7 @@ def run_cli(command: Callable[[], int], *, verbose: bool = False) -> int:
             raise
         print(
             "error: the device is out of memory; use --gradient_checkpointing, --use_8bit_adam or "
-            "--latent_cache in training, --offload or a smaller --decode_chunk elsewhere",
+            "--latent_cache in training; --offload, a smaller --batch_size or --decode_chunk elsewhere",
             file=sys.stderr,
         )
         return 2

@@ -105,8 +105,8 @@ class Validator:
             num_frames=options.num_frames,
             num_inference_steps=options.validation_inference_steps,
             max_guidance_scale=options.validation_guidance,
-            fps=7,
-            motion_bucket_id=127,
+            fps=int(options.fps_id) + 1,  # the pipeline feeds one less
+            motion_bucket_id=int(options.motion_bucket_id),
             decode_chunk_size=8,
             generator=torch.Generator().manual_seed(seed),
             output_type="np",
