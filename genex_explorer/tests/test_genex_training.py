@@ -2,7 +2,10 @@
 
 import json
 import re
+import subprocess
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -10,11 +13,14 @@ import torch
 from safetensors.torch import load_file
 
 from genex_explorer.cli.train import build_parser, main, resolve
+from genex_explorer.data.clips import find_clips, read_clip
 from genex_explorer.data.windows import ClipWindows
 from genex_explorer.loading import load_pipeline
 from genex_explorer.training.noising import draw, make_batch, sample_generator
 from genex_explorer.training.options import TrainOptions
+from genex_explorer.training.setup import build_pipeline
 from genex_explorer.training.trainer import RunSampler, Trainer
+from genex_explorer.training.validation import Validator
 from genex_explorer.vae import encode_moments
 
 ASSETS = Path(__file__).parent / "assets"
@@ -128,7 +134,7 @@ def test_step_equals_the_published_equations(micro_model: Path, micro_clips: Pat
     """One fp32 step by the spec's section 5, in float64 where numbers are only combined."""
     options = options_of(micro_model, micro_clips, Path("unused"))
     pipeline = load_pipeline(str(micro_model))
-    windows = ClipWindows(_clips(micro_clips), num_frames=4, size=(64, 32), seed=3, samples=4)
+    windows = ClipWindows(find_clips(micro_clips), num_frames=4, size=(64, 32), seed=3, samples=4)
     pixels = windows[0]["pixel_values"]
     vae: Any = pipeline.vae
     with torch.no_grad():
@@ -155,12 +161,6 @@ def test_step_equals_the_published_equations(micro_model: Path, micro_clips: Pat
         batch.network_input[0, :, :4].double(), c_in * batch.noisy[0].double(), rtol=1e-6, atol=1e-6
     )
     assert batch.ids[0].tolist() == pytest.approx([7, 127, aug.item()])
-
-
-def _clips(folder: Path) -> list[Any]:
-    from genex_explorer.data.clips import find_clips
-
-    return find_clips(folder)
 
 
 def test_every_clip_of_a_batch_has_its_own_noise_level(
@@ -319,3 +319,67 @@ def test_folder_of_a_run_is_not_replaced_silently(
 ) -> None:
     assert main(flags(micro_model, micro_clips, straight)) == 2
     assert "holds a run" in capsys.readouterr().err
+
+
+def test_gradient_norm_is_clipped(micro_model: Path, micro_clips: Path, tmp_path: Path) -> None:
+    # With an epsilon far above every gradient AdamW's first step is -rate / epsilon * gradient.
+    more = ["--learning_rate=1e9", "--adam_epsilon=1e8", "--adam_weight_decay=0",
+            "--max_train_steps=1"]  # fmt: skip
+    before = weights(micro_model)
+    norms = []
+    for limit in ("0", "1e-4"):
+        run = tmp_path / limit
+        assert main(flags(micro_model, micro_clips, run, *more, f"--max_grad_norm={limit}")) == 0
+        after = weights(run)
+        squares = [(after[key].double() - before[key].double()).square().sum() for key in before]
+        norms.append(torch.stack(squares).sum().sqrt().item() / 10)
+    assert norms[0] > 1e-3
+    assert norms[1] == pytest.approx(1e-4, rel=1e-2)
+
+
+def test_validation_feeds_the_numbers_of_training(micro_model: Path, micro_clips: Path) -> None:
+    more = ["--fps_id=7", "--motion_bucket_id=90", "--validation_guidance=1",
+            "--validation_inference_steps=1"]  # fmt: skip
+    options = options_of(micro_model, micro_clips, Path("unused"), *more)
+    pipeline: Any = load_pipeline(str(micro_model))
+    seen = []
+    pipeline.unet.register_forward_pre_hook(
+        lambda _, __, kwargs: seen.append(kwargs["added_time_ids"]), with_kwargs=True
+    )
+    clip = read_clip(find_clips(micro_clips)[0].frames[:1])[0]
+    frames = Validator(options).generate(pipeline, clip, 0)
+    assert frames.shape == (4, 32, 64, 3)
+    assert seen[0].tolist() == [pytest.approx([7, 90, 0.02])]
+
+
+@pytest.mark.parametrize(("precision", "dtype"), [("fp16", "float32"), ("bf16", "bfloat16")])
+def test_frozen_parts_never_run_in_half_precision(
+    micro_model: Path, micro_clips: Path, precision: str, dtype: str
+) -> None:
+    options = options_of(micro_model, micro_clips, Path("unused"), "--cast_frozen",
+                         f"--mixed_precision={precision}")  # fmt: skip
+    stand_in: Any = SimpleNamespace(device=torch.device("cpu"), mixed_precision=precision)
+    pipeline, names = build_pipeline(options, stand_in)
+    assert {p.dtype for p in pipeline.vae.parameters()} == {getattr(torch, dtype)}
+    assert {p.dtype for p in pipeline.image_encoder.parameters()} == {getattr(torch, dtype)}
+    trained = {p.dtype for n, p in pipeline.unet.named_parameters() if n in names}
+    frozen = {p.dtype for n, p in pipeline.unet.named_parameters() if n not in names}
+    low = torch.float16 if precision == "fp16" else torch.bfloat16
+    assert (trained, frozen) == ({torch.float32}, {low})
+
+
+def test_bfloat16_run_with_cast_frozen_weights_stores_them_as_loaded(
+    micro_model: Path, micro_clips: Path, tmp_path: Path
+) -> None:
+    """In a process of its own: Accelerate keeps the precision of the first run of a process."""
+    run = tmp_path / "run"
+    arguments = flags(micro_model, micro_clips, run, "--mixed_precision=bf16", "--cast_frozen",
+                      "--max_train_steps=1")  # fmt: skip
+    script = "import sys; from genex_explorer.cli.train import main; sys.exit(main(sys.argv[1:]))"
+    result = subprocess.run(
+        [sys.executable, "-c", script, *arguments], capture_output=True, text=True, check=False
+    )
+    assert result.returncode == 0, result.stderr[-2000:]
+    before, after = weights(micro_model), weights(run)
+    changed = {key for key in before if not torch.equal(before[key], after[key])}
+    assert changed == {key for key in before if "temporal_transformer_block" in key}
