@@ -315,10 +315,51 @@ def test_bad_options_are_one_line(
 
 
 def test_folder_of_a_run_is_not_replaced_silently(
-    straight: Path, micro_model: Path, micro_clips: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+    straight: Path, micro_model: Path, micro_clips: Path, tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
     assert main(flags(micro_model, micro_clips, straight)) == 2
     assert "holds a run" in capsys.readouterr().err
+    run = tmp_path / "run"
+    assert main(flags(micro_model, micro_clips, run, "--max_train_steps=1")) == 0
+    (run / "notes.txt").write_text("mine")
+    again = flags(micro_model, micro_clips, run, "--max_train_steps=1", "--overwrite")
+    assert main(again) == 0
+    assert (run / "notes.txt").read_text() == "mine"
+    assert len(read_log(run)) == 1
+
+
+def test_run_that_failed_before_its_first_checkpoint_can_start_again(
+    micro_model: Path, micro_clips: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import shutil
+
+    from PIL import Image
+
+    clips = tmp_path / "clips"
+    shutil.copytree(micro_clips / "corridor/video_00000", clips / "a")
+    frame = sorted((clips / "a").glob("*.jpg"))[2]
+    Image.new("RGB", (50, 25)).save(frame)
+    run = tmp_path / "run"
+    assert main(flags(micro_model, clips, run, "--max_train_steps=1", "--num_frames=6")) == 2
+    assert "a clip has frames of one size" in capsys.readouterr().err
+    assert main(flags(micro_model, micro_clips, run, "--max_train_steps=1")) == 0
+
+
+def test_clips_of_another_length_than_documented_are_named(
+    micro_model: Path, micro_clips: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    main(flags(micro_model, micro_clips, tmp_path / "run", "--max_train_steps=1"))
+    assert "5 of 5 clips have not the documented 50 frames" in caplog.text
+
+
+def test_unknown_flag_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        main(["--foo"])
+    assert stop.value.code == 2
+    assert capsys.readouterr().err == (
+        "error: unrecognized arguments: --foo (see train_world_explorer.py --help)\n"
+    )
 
 
 def test_gradient_norm_is_clipped(micro_model: Path, micro_clips: Path, tmp_path: Path) -> None:

@@ -69,6 +69,13 @@ def place(
     set_attention(pipeline.unet, attention)
     if pipeline.unet.dtype != dtype or pipeline.vae.dtype != dtype:
         pipeline.to(dtype=dtype)
+    move(pipeline, device, offload)
+    if compile:
+        pipeline.unet.compile()  # in place, so that class and keys stay
+
+
+def move(pipeline: Any, device: torch.device, offload: Offload) -> None:
+    """Put any diffusers pipeline on a device, or on the CPU with hooks that fetch what runs."""
     if offload == "none":
         pipeline.to(device)
     elif offload == "model":
@@ -79,8 +86,6 @@ def place(
         pipeline.enable_group_offload(
             device, offload_type="leaf_level", use_stream=device.type == "cuda"
         )
-    if compile:
-        pipeline.unet.compile()  # in place, so that class and keys stay
 
 
 def check_placement(

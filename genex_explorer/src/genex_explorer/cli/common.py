@@ -1,10 +1,22 @@
-"""What every command shares: logging, one-line errors, exit codes."""
+"""What every command shares: flags, logging, one-line errors, exit codes."""
 
+import argparse
 import logging
 import sys
+from collections import Counter
 from collections.abc import Callable
+from pathlib import Path
+from typing import NoReturn
 
 USER_ERRORS = (ValueError, FileNotFoundError, FloatingPointError, OSError, ImportError)
+
+
+class Parser(argparse.ArgumentParser):
+    """`ArgumentParser` whose errors are one line: the usage of 80 flags would hide them."""
+
+    def error(self, message: str) -> NoReturn:
+        """Print the line and exit with code 2."""
+        self.exit(2, f"error: {message} (see {self.prog} --help)\n")
 
 
 def run_cli(command: Callable[[], int], *, verbose: bool = False) -> int:
@@ -36,3 +48,28 @@ def run_cli(command: Callable[[], int], *, verbose: bool = False) -> int:
     except KeyboardInterrupt:
         print("interrupted; finished files are kept, run the same command again", file=sys.stderr)
         return 130
+
+
+def find_inputs(sources: list[str]) -> list[Path]:
+    """Images of ``--image``: files as they are, folders in natural order.
+
+    Raises:
+        FileNotFoundError: a folder holds no image.
+        ValueError: two images have the same name, by which results are called.
+    """
+    from genex_explorer.data.clips import find_images
+
+    images: list[Path] = []
+    for source in map(Path, sources):
+        found = find_images(source) if source.is_dir() else [source]
+        if not found:
+            raise FileNotFoundError(
+                f"--image {source} holds no image; pass another folder or a file"
+            )
+        images += found
+    stem, count = Counter(image.stem for image in images).most_common(1)[0]
+    if count > 1:
+        raise ValueError(
+            f"several images are called {stem!r}, which names their results; rename one"
+        )
+    return images

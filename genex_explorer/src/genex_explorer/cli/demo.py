@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 
 from genex_explorer.cli import explore
-from genex_explorer.cli.common import run_cli
+from genex_explorer.cli.common import Parser, run_cli
 from genex_explorer.embedded import TINY_HEIGHT, TINY_WIDTH
 
 DEMO_PLACE = ("outdoor", 3)  # of the split `test`: never trained on
@@ -13,7 +13,7 @@ DEMO_PATH = "forward 7, left 90, forward 5"
 
 def main(argv: list[str] | None = None) -> int:
     """Entry point; returns the exit code."""
-    parser = argparse.ArgumentParser(prog="scripts/demo.py", description=__doc__)
+    parser = Parser(prog="scripts/demo.py", description=__doc__)
     parser.add_argument("--out", type=Path, default=Path("../out/demo/genex_explorer"))
     parser.add_argument("--input", help="your own 2:1 panorama; default: a procedural place")
     args = parser.parse_args(argv)
@@ -26,7 +26,9 @@ def _demo(args: argparse.Namespace) -> int:
     flags += ["--save_mp4", "--save_gif", "--html", "--fps", "5", "--overwrite"]
     code = explore.main(flags)
     if code == 0:
-        print(f"open {(args.out / 'walk.html').resolve()} in a browser: {DEMO_PATH}, in 360 degrees")
+        print(
+            f"open {(args.out / 'walk.html').resolve()} in a browser: {DEMO_PATH}, in 360 degrees"
+        )
         print(f"video: {(args.out / 'walk.mp4').resolve()}")
     return code
 

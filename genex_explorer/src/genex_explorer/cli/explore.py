@@ -2,12 +2,11 @@
 
 import argparse
 import sys
-from collections import Counter
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from genex_explorer.cli.common import run_cli
+from genex_explorer.cli.common import Parser, find_inputs, run_cli
 from genex_explorer.embedded import TINY_ASSETS
 
 if TYPE_CHECKING:
@@ -36,7 +35,7 @@ class Job:
 
 def build_parser() -> argparse.ArgumentParser:
     """Flags of exploration."""
-    parser = argparse.ArgumentParser(prog="explore.py", description=__doc__)
+    parser = Parser(prog="explore.py", description=__doc__)
     what = parser.add_argument_group("where to walk")
     what.add_argument(
         "--image", nargs="+", required=True,
@@ -203,7 +202,7 @@ def plan_jobs(args: argparse.Namespace) -> list[Job]:
     """
     from genex_explorer.paths import Move, format_actions, read_path_argument
 
-    images = _find_images(args.image)
+    images = find_inputs(args.image)
     several = len(images) > 1 or Path(args.image[0]).is_dir()
     paths = [read_path_argument(path) for path in args.path]
     branches = [
@@ -221,23 +220,6 @@ def plan_jobs(args: argparse.Namespace) -> list[Job]:
             made_with = {"image": str(image), "path": format_actions(moves), **options}
             jobs.append(Job(image, moves, place, made_with))
     return jobs
-
-
-def _find_images(sources: list[str]) -> list[Path]:
-    from genex_explorer.data.clips import find_images
-
-    images: list[Path] = []
-    for source in map(Path, sources):
-        found = find_images(source) if source.is_dir() else [source]
-        if not found:
-            raise FileNotFoundError(f"--image {source} holds no image; pass a panorama")
-        images += found
-    stem, count = Counter(image.stem for image in images).most_common(1)[0]
-    if count > 1:
-        raise ValueError(
-            f"several images are called {stem!r}, which names their results; rename one"
-        )
-    return images
 
 
 def parse_branches(text: str | None) -> list[float]:

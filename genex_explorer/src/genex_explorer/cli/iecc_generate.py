@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from genex_explorer.cli.common import run_cli
+from genex_explorer.cli.common import Parser, run_cli
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -19,7 +19,7 @@ INPUT_DIR = Path("validation")
 
 def build_parser() -> argparse.ArgumentParser:
     """Flags of the loop generator: the original's plus ours."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="evaluate/IECC/iecc_generate.py",
         description="Walk closed loops from every start panorama, for iecc_score.py.",
     )
@@ -164,7 +164,7 @@ def generate_loops(
 
 def sample_path_main(argv: list[str] | None = None) -> int:
     """Entry point of `sample_path.py`; returns the exit code."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="evaluate/IECC/sample_path.py", description="Draw a closed path, print it as JSON."
     )
     parser.add_argument("--navigation_distance", type=int, required=True, help="frames (n)")

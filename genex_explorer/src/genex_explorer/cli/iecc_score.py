@@ -4,13 +4,13 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from genex_explorer.cli.common import run_cli
+from genex_explorer.cli.common import Parser, run_cli
 from genex_explorer.cli.scores import add_backbone_flag, choose_device
 
 
 def build_parser() -> argparse.ArgumentParser:
     """Flags of the loop score: the original's plus ours."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="evaluate/IECC/iecc_score.py",
         description="Mean squared difference of Inception-v4 features of original.png and "
         "navigated.png (IECC; IELC in the paper), lower is better.",

@@ -5,12 +5,12 @@ import json
 import sys
 from pathlib import Path
 
-from genex_explorer.cli.common import run_cli
+from genex_explorer.cli.common import Parser, run_cli
 
 
 def build_parser() -> argparse.ArgumentParser:
     """Flags of the comparison with the true place."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="evaluate/loop_consistency.py",
         description="PSNR of the frames of an exploration against the true panoramas of a "
         "procedural scene, beside the start panorama that is only turned.",

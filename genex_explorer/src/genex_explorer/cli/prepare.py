@@ -6,7 +6,7 @@ from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from genex_explorer.cli.common import run_cli
+from genex_explorer.cli.common import Parser, run_cli
 from genex_explorer.embedded import TINY_FRAMES, TINY_HEIGHT, TINY_WIDTH
 
 if TYPE_CHECKING:
@@ -19,7 +19,7 @@ SCENE_TYPES = ("realistic", "low_texture", "anime", "real_world")
 
 def build_parser() -> argparse.ArgumentParser:
     """Flags of the original plus ours."""
-    parser = argparse.ArgumentParser(prog="prepare_dataset.py", description=__doc__)
+    parser = Parser(prog="prepare_dataset.py", description=__doc__)
     parser.add_argument(
         "--dataset_path", type=Path, default=Path("Genex-DB"),
         help="holds <scene>/*.mp4, <scene>.parquet or <scene>.csv (default: %(default)s)",

@@ -3,12 +3,12 @@
 import argparse
 from pathlib import Path
 
-from genex_explorer.cli.common import run_cli
+from genex_explorer.cli.common import Parser, run_cli
 
 
 def build_parser() -> argparse.ArgumentParser:
     """Flags of the clip generator."""
-    parser = argparse.ArgumentParser(prog="prepare_procedural.py", description=__doc__)
+    parser = Parser(prog="prepare_procedural.py", description=__doc__)
     parser.add_argument("--output_dir", type=Path, required=True, help="<kind>/video_00000/ below")
     parser.add_argument("--split", choices=("train", "val", "test"), default="train")
     parser.add_argument("--rooms", type=int, default=16)

@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from genex_explorer.cli.common import run_cli
+from genex_explorer.cli.common import Parser, run_cli
 
 CLIP_COLUMNS = ("psnr", "copy_first", "vae_ceiling", "seam_ratio", "seam_ratio_truth")
 LOOP_COLUMNS = ("psnr", "turned", "closing")
@@ -11,7 +11,7 @@ LOOP_COLUMNS = ("psnr", "turned", "closing")
 
 def build_parser() -> argparse.ArgumentParser:
     """Flags of the quality report."""
-    parser = argparse.ArgumentParser(prog="evaluate/tiny_quality.py", description=__doc__)
+    parser = Parser(prog="evaluate/tiny_quality.py", description=__doc__)
     parser.add_argument("--model", help="folder of a pipeline (default: the embedded one)")
     parser.add_argument("--num_inference_steps", type=int, help="denoising steps (default: 8)")
     parser.add_argument("--seam_mode", choices=("none", "decode", "vae"), default="vae")

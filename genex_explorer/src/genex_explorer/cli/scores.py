@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from genex_explorer.cli.common import run_cli
+from genex_explorer.cli.common import Parser, run_cli
 
 if TYPE_CHECKING:
     import torch
@@ -17,7 +17,7 @@ WEIGHT_FLAGS = {"fvd": "i3d_weights", "lpips": "lpips_weights"}
 
 def build_parser() -> argparse.ArgumentParser:
     """Flags of the video metrics: the original's plus ours."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="evaluate/FVD/calculate_scores.py",
         description="Scores of <case>/navigated.mp4 against <case>/original.mp4 as JSON.",
     )

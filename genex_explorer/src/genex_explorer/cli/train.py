@@ -9,13 +9,17 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from genex_explorer.cli.common import run_cli
+from genex_explorer.cli.common import Parser, run_cli
 from genex_explorer.embedded import TINY_ASSETS, TINY_FRAMES, TINY_HEIGHT, TINY_STEPS, TINY_WIDTH
 from genex_explorer.training.options import TrainOptions, add_flags
 
 logger = logging.getLogger(__name__)
 
 RUN_NAME = "run.json"
+RESULTS = (
+    "run.json", "log.jsonl", "model_index.json", "checkpoint-*", ".checkpoint-*.partial", "best",
+    "lora", "validation_images", "unet", "vae", "image_encoder", "feature_extractor", "scheduler",
+)  # fmt: skip
 TINY_DEFAULTS: dict[str, Any] = {
     "pretrained_model_name_or_path": str(TINY_ASSETS),
     "width": TINY_WIDTH,
@@ -52,9 +56,7 @@ POSITIVE = (
 
 def build_parser() -> argparse.ArgumentParser:
     """All flags of the original and ours."""
-    parser = argparse.ArgumentParser(
-        prog="train_world_explorer.py", description=__doc__, allow_abbrev=False
-    )
+    parser = Parser(prog="train_world_explorer.py", description=__doc__, allow_abbrev=False)
     add_flags(parser)
     return parser
 
@@ -125,15 +127,19 @@ def _train(given: dict[str, Any]) -> int:
 
 
 def _claim(options: TrainOptions) -> None:
-    """Refuse a folder that holds a run, unless it may be replaced."""
-    if not (options.output_dir / RUN_NAME).exists():
+    """Refuse a folder that holds results of a run, unless they may be replaced."""
+    output = options.output_dir
+    if not (output / RUN_NAME).exists():
         return
-    if not options.overwrite:
+    holds_results = (output / "model_index.json").exists() or any(output.glob("checkpoint-*"))
+    if holds_results and not options.overwrite:
         raise FileExistsError(
-            f"{options.output_dir} holds a run; go on with --resume_from_checkpoint latest, choose "
-            "another --output_dir, or pass --overwrite"
+            f"{output} holds a run; go on with --resume_from_checkpoint latest, choose another "
+            "--output_dir, or pass --overwrite"
         )
-    shutil.rmtree(options.output_dir)
+    for pattern in RESULTS:  # nothing else that may lie in the folder
+        for path in output.glob(pattern):
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
 def _keep_seed(options: TrainOptions, given: dict[str, Any]) -> None:

@@ -107,18 +107,19 @@ def read_clip(frames: tuple[Path, ...], size: tuple[int, int] | None = None) -> 
     """Read frames (F, H, W, 3) uint8, resized to (width, height) by antialiased bicubic.
 
     Raises:
-        ValueError: a file is not an image, or without `size` the frames differ in size.
+        ValueError: a file is not an image, or the frames differ in size.
     """
-    images = []
+    images, first = [], None
     for path in frames:
         image = read_image(path)
-        if size is not None and image.shape[1::-1] != size:
-            image = np.asarray(Image.fromarray(image).resize(size, Image.Resampling.BICUBIC))
-        if images and image.shape != images[0].shape:
+        first = first or image.shape
+        if image.shape != first:
             raise ValueError(
                 f"{path} is {image.shape[1]}x{image.shape[0]}, {frames[0].name} before it is "
-                f"{images[0].shape[1]}x{images[0].shape[0]}; a clip has frames of one size"
+                f"{first[1]}x{first[0]}; a clip has frames of one size, prepare it again"
             )
+        if size is not None and image.shape[1::-1] != size:
+            image = np.asarray(Image.fromarray(image).resize(size, Image.Resampling.BICUBIC))
         images.append(image)
     return np.stack(images)
 

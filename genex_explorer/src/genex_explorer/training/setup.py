@@ -19,6 +19,8 @@ from genex_explorer.training.options import TrainOptions
 
 logger = logging.getLogger(__name__)
 
+DOCUMENTED_FRAMES = 50  # of a clip of GenEx-DB
+
 
 def build_pipeline(
     options: TrainOptions, accelerator: Accelerator
@@ -66,6 +68,13 @@ def build_windows(
     assert options.base_folder is not None
     span = (options.num_frames - 1) * options.frame_stride + 1
     clips = find_clips(options.base_folder, span, options.strict_frames)
+    odd = [clip for clip in clips if len(clip.frames) != DOCUMENTED_FRAMES]
+    if odd and not options.tiny:
+        logger.warning(
+            "%d of %d clips have not the documented %d frames, e.g. %s has %d; --strict_frames %d "
+            "refuses them", len(odd), len(clips), DOCUMENTED_FRAMES, odd[0].id,
+            len(odd[0].frames), DOCUMENTED_FRAMES,
+        )  # fmt: skip
     cache = None
     if options.latent_cache is not None:
         cache = _open_cache(options.latent_cache, options, accelerator, pipeline, clips)
