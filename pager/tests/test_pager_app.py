@@ -334,6 +334,11 @@ def test_page_predicts_shows_and_refuses(
             upload(page, path)
             page.get_by_role("button", name="Run", exact=True).click()
             page.get_by_text(message).first.wait_for()
+
+        page.locator("img[src*='room.jpg']").click()  # an example takes the place of the upload
+        page.get_by_role("button", name="Remove Image").first.wait_for()
+        page.get_by_role("button", name="Run", exact=True).click()
+        page.locator("#status", has_text="512 x 256 pixels, depth").wait_for()
         browser.close()
     (cloud,) = trimesh.load_scene(tmp_path / "points.glb").geometry.values()
     assert len(cloud.vertices) == len(cloud.colors) > 0
@@ -388,8 +393,9 @@ def test_api_cannot_read_files_of_the_server(server: Server, pano: Path):
     httpx = pytest.importorskip("httpx")
     address = f"{server.url}gradio_api/call/predict"
     payload = {"path": str(pano), "meta": {"_type": "gradio.FileData"}}
-    event = httpx.post(address, json={"data": [payload, "Depth", False]}).json()["event_id"]
-    assert httpx.get(f"{address}/{event}", timeout=60).text.startswith("event: error")
+    for image in (payload, {"path": payload["path"]}):
+        event = httpx.post(address, json={"data": [image, "Depth", False]}).json()["event_id"]
+        assert httpx.get(f"{address}/{event}", timeout=60).text.startswith("event: error")
 
 
 # ---- the command --------------------------------------------------------------------------------

@@ -13,6 +13,7 @@ import threading
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -286,14 +287,21 @@ def build_interface(
             with gr.Column(scale=2):
                 image = gr.Image(label="Panorama", sources=["upload", "clipboard"])
                 # Unopened: read_panorama explains better than gradio what is wrong with a file.
-                image.preprocess = _upload_path
+                image.preprocess = partial(_upload_path, folder)
                 task = gr.Radio(tasks, value=tasks[0], label="Predict")
                 with_points = gr.Checkbox(True, label="Point cloud")
                 button = gr.Button("Run", variant="primary")
                 status = gr.Markdown(elem_id="status")
                 examples = sorted(str(path) for path in EXAMPLES.glob("*.jpg"))
                 if examples:
-                    gr.Examples(examples, image, cache_examples=False)
+                    # Not gr.Examples, which makes the image anew, with gradio's own checks.
+                    gallery = gr.Dataset(
+                        components=[image], samples=[[path] for path in examples], type="index",
+                        label="Examples",
+                    )  # fmt: skip
+                    gallery.click(
+                        lambda index: examples[index], gallery, image, api_visibility="private"
+                    )
             with gr.Column(scale=3):
                 # Not gradio's "share" button, which uploads to another site.
                 picture = gr.Image(
@@ -313,5 +321,10 @@ def build_interface(
     return page
 
 
-def _upload_path(payload: ImageData | None) -> str | None:
-    return payload.path if payload else None
+def _upload_path(folder: Path, payload: ImageData | None) -> str | None:
+    """The uploaded file; gradio refuses other paths only in a payload that calls itself a file."""
+    if payload is None:
+        return None
+    if not Path(payload.path or "").resolve().is_relative_to(folder.resolve()):
+        raise gr.Error("that is not an uploaded file; upload it first", print_exception=False)
+    return payload.path
