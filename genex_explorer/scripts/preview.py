@@ -42,7 +42,7 @@ def main() -> None:
 
 
 def _walk_pair(kind: SceneKind, index: int) -> tuple[np.ndarray, np.ndarray]:
-    options = ClipOptions(frames=TINY_FRAMES, size=(TINY_WIDTH, TINY_HEIGHT))
+    options = ClipOptions(frames=TINY_FRAMES, size=(2 * TINY_WIDTH, 2 * TINY_HEIGHT))
     scene, poses = find_walk("test", kind, index, options)
     truth = np.stack([render_erp(scene, pose, options) for pose in poses])
     pipeline: Any = open_pipeline(str(TINY_ASSETS))

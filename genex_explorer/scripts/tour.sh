@@ -15,7 +15,7 @@ mkdir -p "$work/db/Realistic" "$work/db/Low-Texture"
 cp "$work"/videos/room/*.mp4 "$work/db/Realistic/"
 cp "$work"/videos/outdoor/*.mp4 "$work/db/Low-Texture/"
 $python prepare_dataset.py --dataset_path "$work/db" --output_dir "$work/frames" \
-    --scene_types realistic low_texture --frames_per_video 12 --image_size 128 64 --num_workers 2
+    --scene_types realistic low_texture --frames_per_video 12 --image_size 64 32 --num_workers 2
 
 # Fine-tune the temporal blocks of the embedded checkpoint, stop, go on, look at the numbers.
 $python prepare_procedural.py --output_dir "$work/val" --split val --rooms 2 --corridors 1 --outdoors 1
@@ -40,7 +40,7 @@ $python explore.py --tiny --model "$work/run" --image "$start/frame_0001.jpg" --
 mkdir -p "$work/scores/case" "$work/images"
 cp "$work/truth/outdoor/video_00000.mp4" "$work/scores/case/original.mp4"
 cp "$work/straight/walk.mp4" "$work/scores/case/navigated.mp4"
-$python evaluate/FVD/calculate_scores.py --input_folder "$work/scores" --device cpu --resolution 128 64 --markdown
+$python evaluate/FVD/calculate_scores.py --input_folder "$work/scores" --device cpu --resolution 64 32 --markdown
 cp "$start/frame_0001.jpg" "$work/images/"
 $python evaluate/IECC/iecc_generate.py --tiny --input_dir "$work/images" --output_dir "$work/consistency" \
     --navigation_distances 12 --rotation_times 3 --num_data 1

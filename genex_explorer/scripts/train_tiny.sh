@@ -6,13 +6,13 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 work=${1:-out/tiny}
 python=${PYTHON:-python}
-clips=(--frames_per_video 8 --image_size 128 64)
+clips=(--frames_per_video 8 --image_size 128 64) # read at 64x32: supersampled
 
 $python prepare_procedural.py --output_dir "$work/val" --split val --rooms 8 --corridors 4 --outdoors 4 "${clips[@]}"
-$python prepare_procedural.py --output_dir "$work/train" --split train --rooms 1500 --corridors 600 \
-    --outdoors 600 "${clips[@]}" --num_workers 2
+$python prepare_procedural.py --output_dir "$work/train" --split train --rooms 2200 --corridors 900 \
+    --outdoors 900 "${clips[@]}" --num_workers 2
 [ -f "$work/base/model_index.json" ] || $python scripts/train_tiny_base.py \
-    --base_folder "$work/train" --output "$work/base" --steps "${VAE_STEPS:-5000}"
+    --base_folder "$work/train" --output "$work/base" --steps "${VAE_STEPS:-2400}"
 
 train() { # name, model, further flags: start, or go on where a killed run stopped
     local name=$1 model=$2 resume=()
@@ -25,11 +25,11 @@ train() { # name, model, further flags: start, or go on where a killed run stopp
     $python train_world_explorer.py --tiny --pretrained_model_name_or_path "$model" --seed 1 \
         --base_folder "$work/train" --latent_cache "$work/cache" --build_latent_cache \
         --val_folder_videos "$work/val" --num_val_videos 16 --validation_steps 500 \
-        --per_gpu_batch_size 2 --conditioning_dropout_prob 0.05 --lr_scheduler cosine \
+        --per_gpu_batch_size 4 --conditioning_dropout_prob 0.05 --lr_scheduler cosine \
         --lr_warmup_steps 100 --adam_weight_decay 1e-3 --use_ema --ema_decay 0.998 \
         --checkpointing_steps 250 --report_to none --output_dir "$work/$name" "${resume[@]}" "$@"
 }
-train scratch "$work/base" --trainable all --learning_rate 1e-3 --max_train_steps "${STEPS:-5000}"
-train explorer "$work/scratch" --learning_rate 2e-4 --max_train_steps "$((${STEPS:-5000} / 10))" \
+train scratch "$work/base" --trainable all --learning_rate 1e-3 --max_train_steps "${STEPS:-3000}"
+train explorer "$work/scratch" --learning_rate 2e-4 --max_train_steps "$((${STEPS:-3000} / 10))" \
     --scl_loss --scl_mode latent --scl_schedule paper --scl_max_weight 0.1
 $python scripts/pack_tiny.py --work "$work" --output assets/tiny

@@ -15,9 +15,9 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--base_folder", type=Path, required=True)
     parser.add_argument("--output", type=Path, required=True)
-    parser.add_argument("--steps", type=int, default=1500)
+    parser.add_argument("--steps", type=int, default=2400)
     parser.add_argument("--frames", type=int, default=3, help="length of a window")
-    parser.add_argument("--learning_rate", type=float, default=1.5e-3)
+    parser.add_argument("--learning_rate", type=float, default=8e-4)
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args(argv)
 
@@ -25,9 +25,11 @@ def main(argv: list[str] | None = None) -> int:
         import numpy as np
 
         from genex_explorer.data.clips import find_clips, read_clip
+        from genex_explorer.embedded import TINY_HEIGHT, TINY_WIDTH
         from genex_explorer.tiny import train_tiny_base
 
-        clips = np.stack([read_clip(clip.frames) for clip in find_clips(args.base_folder)])
+        size = (TINY_WIDTH, TINY_HEIGHT)
+        clips = np.stack([read_clip(clip.frames, size) for clip in find_clips(args.base_folder)])
         train_tiny_base(
             clips, args.output, steps=args.steps, frames=args.frames,
             learning_rate=args.learning_rate, seed=args.seed,

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 from tqdm.auto import tqdm
 
@@ -25,7 +26,7 @@ from genex_explorer.data.procedural import (
     render_erp,
 )
 from genex_explorer.metrics.loop import CLEARANCE_M, LoggedPose, Place, true_panorama, true_pose
-from genex_explorer.paths import STEP_M, Move
+from genex_explorer.paths import STEP_M, Move, Pose
 from genex_explorer.vae import decode_clips, encode_moments
 from genex_explorer.walk import WalkSettings, walk
 from shared_pano_utils import rotate_erp
@@ -35,6 +36,7 @@ from shared_pano_utils.synthetic.paths import free_distance
 
 HELD_OUT: dict[SceneKind, int] = {"room": 16, "corridor": 8, "outdoor": 8}
 LOOPS: dict[SceneKind, int] = {"room": 4, "corridor": 4, "outdoor": 4}
+RENDERED = (128, 64)  # width and height, as the training clips are rendered
 LOOP_FRAMES = 3  # of each side
 LOOP_OFFSET = 1000  # loops have other scenes than clips
 POSES_PER_SCENE = 40
@@ -78,13 +80,14 @@ def evaluate_clips(
 ) -> list[Row]:
     """Score a pipeline on the held-out clips."""
     frames = int(pipeline.unet.config.num_frames)
-    options = ClipOptions(frames=frames, size=(settings.width, settings.height))
+    options = ClipOptions(frames=frames, size=RENDERED)
     clips = held_out_clips(options, counts)
     total = sum((counts or HELD_OUT).values())
-    return [
-        Row(kind=kind, index=index, values=clip_values(pipeline, clip, settings))
-        for kind, index, clip in tqdm(clips, total=total, desc="clips", leave=False)
-    ]
+    rows = []
+    for kind, index, clip in tqdm(clips, total=total, desc="clips", leave=False):
+        small = np.stack([_at_model_size(frame, settings) for frame in clip])
+        rows.append(Row(kind=kind, index=index, values=clip_values(pipeline, small, settings)))
+    return rows
 
 
 def loop_moves(frames: int = LOOP_FRAMES) -> list[Move]:
@@ -127,17 +130,14 @@ def loop_values(pipeline: Any, place: Place, settings: WalkSettings) -> dict[str
     ``turned`` turns the start panorama to each heading without walking; at the end, where a turned
     start is perfect, only a model that comes back to what it saw is near it.
     """
-    size = (settings.height, settings.width)
-    start = true_panorama(place, LoggedPose(frame=0, x_m=0, z_m=0, heading_deg=0), size)
-    image = (start * 255).round().to(torch.uint8).movedim(0, -1).numpy()
-    result = walk(pipeline, image, loop_moves(), settings)
+    start = _true_frame(place, Pose(), settings)
+    result = walk(pipeline, start, loop_moves(), settings)
     frames = _unit(result.frames((settings.width, settings.height)))
     values, turned = [], []
-    for number, pose in enumerate(result.poses()):
-        logged = LoggedPose(frame=number, x_m=pose.x_m, z_m=pose.z_m, heading_deg=pose.heading_deg)
-        truth = true_panorama(place, logged, size)
-        values.append(psnr(frames[number], truth).item())
-        baseline = rotate_erp(start, yaw=pose.heading_deg)
+    for frame, pose in zip(frames, result.poses(), strict=True):
+        truth = _unit(_true_frame(place, pose, settings)[None])[0]
+        values.append(psnr(frame, truth).item())
+        baseline = rotate_erp(_unit(start[None])[0], yaw=pose.heading_deg)
         turned.append(min(psnr(baseline, truth).item(), 100.0))
     inner = slice(1, len(values) - 2)  # the last two poses are the start again
     return {
@@ -182,6 +182,20 @@ def _reconstruct(pipeline: Any, clip: np.ndarray) -> Tensor:
     latents = encode_moments(vae, images, wrap=wrap)[:, : vae.config.latent_channels]
     decoded = decode_clips(vae, latents[None] * vae.config.scaling_factor, wrap=wrap)[0]
     return (decoded.float().cpu() / 2 + 0.5).clamp(0, 1)
+
+
+def _true_frame(place: Place, pose: Pose, settings: WalkSettings) -> np.ndarray:
+    """The true panorama of a pose (H, W, 3) uint8, at the model's size."""
+    logged = LoggedPose(frame=0, x_m=pose.x_m, z_m=pose.z_m, heading_deg=pose.heading_deg)
+    truth = true_panorama(place, logged, (RENDERED[1], RENDERED[0]))
+    erp = (truth * 255).round().to(torch.uint8).movedim(0, -1).contiguous().numpy()
+    return _at_model_size(erp, settings)
+
+
+def _at_model_size(erp: np.ndarray, settings: WalkSettings) -> np.ndarray:
+    """Reduced as the frames of training are."""
+    size = (settings.width, settings.height)
+    return np.asarray(Image.fromarray(erp).resize(size, Image.Resampling.BICUBIC))
 
 
 def _unit(frames: np.ndarray) -> Tensor:

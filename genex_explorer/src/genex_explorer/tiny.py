@@ -1,7 +1,8 @@
 """A pipeline with the architecture of SVD-XT in small, and the training of its VAE.
 
-GroupNorm with 32 groups is fixed in the stock classes. A width of 32 would norm every channel by
-itself and so take the mean colour out of every image: 64 is the least that works.
+GroupNorm with 32 groups is fixed in the stock classes. A width of 32 or 64 before the last norm
+would take the mean colour out of every image (one or two channels per group are normed to fixed
+values): 96 is the least that lets it through.
 """
 
 import logging
@@ -31,6 +32,8 @@ logger = logging.getLogger(__name__)
 
 CONTEXT_WIDTH, ID_WIDTH = 32, 32
 LOG_VARIANCE = -6.0  # of the posterior: deviation 0.05, where latents have one of about 3
+PARTNER = 2.0  # constant channels beside a signal, about as large as it
+LINEAR_AT = 4.0  # where SiLU is nearly a straight line
 LATENT_WEIGHT = 1e-4  # keeps the latents from growing
 LATENT_NOISE = 0.1  # in units of their deviation
 CLIP_MEAN = [0.48145466, 0.4578275, 0.40821073]
@@ -38,11 +41,11 @@ CLIP_STD = [0.26862954, 0.26130258, 0.27577711]
 
 
 def tiny_unet() -> UNetSpatioTemporalConditionModel:
-    """Random UNet: stock class, two levels, both with attention: latents are only 8x16."""
+    """Random UNet: stock class, two levels; as in SVD the deepest one has no attention."""
     return UNetSpatioTemporalConditionModel(
-        sample_size=TINY_HEIGHT // 8,
-        down_block_types=("CrossAttnDownBlockSpatioTemporal",) * 2,
-        up_block_types=("CrossAttnUpBlockSpatioTemporal",) * 2,
+        sample_size=TINY_HEIGHT // 4,
+        down_block_types=("CrossAttnDownBlockSpatioTemporal", "DownBlockSpatioTemporal"),
+        up_block_types=("UpBlockSpatioTemporal", "CrossAttnUpBlockSpatioTemporal"),
         block_out_channels=(64, 64),
         layers_per_block=1,
         num_attention_heads=(4, 4),
@@ -54,19 +57,70 @@ def tiny_unet() -> UNetSpatioTemporalConditionModel:
 
 
 def tiny_vae() -> AutoencoderKLTemporalDecoder:
-    """Random VAE: stock class, four levels (factor 8) and four latent channels, as in SVD.
+    """VAE of the stock class: three levels (factor 4), four latent channels.
 
-    Its posterior has a small constant variance; training decodes the mean and leaves it so.
+    It starts as a pooling of colours, see `start_as_pooling`. Its posterior has a small constant
+    variance; training decodes the mean and leaves it so.
     """
     vae = AutoencoderKLTemporalDecoder(
         sample_size=TINY_HEIGHT,
-        block_out_channels=(64,) * 4,  # pyright: ignore[reportArgumentType]
+        block_out_channels=(96, 32, 96),  # pyright: ignore[reportArgumentType]
         layers_per_block=1,
         latent_channels=4,
-        down_block_types=("DownEncoderBlock2D",) * 4,  # pyright: ignore[reportArgumentType]
+        down_block_types=("DownEncoderBlock2D",) * 3,  # pyright: ignore[reportArgumentType]
     )
+    start_as_pooling(vae)
     fix_log_variance(vae)
     return vae
+
+
+@torch.no_grad()
+def start_as_pooling(vae: Any) -> None:
+    """Set weights so that the latents are mean colours and the decoder shows them.
+
+    Residual branches start at zero and every change of size or width passes the first channels on.
+    Before the last norms, channels 3i to 3i + 2 hold a signal and the constants +-`PARTNER`, so
+    that the norm of three channels keeps the signal's mean. A random VAE of this width needs
+    thousands of steps to find any hue.
+    """
+    for name, module in vae.named_modules():
+        if name.endswith("conv2") or name.endswith("to_out.0"):
+            torch.nn.init.zeros_(module.weight)
+        elif name.endswith("downsamplers.0.conv"):
+            _pass_on(module, torch.tensor([[1.0, 1, 0], [1, 1, 0], [0, 0, 0]]) / 4)
+        elif name.endswith("upsamplers.0.conv"):
+            ramp = torch.tensor([1.0, 2, 1]) / 4
+            _pass_on(module, torch.outer(ramp, ramp))
+        elif name.endswith("conv_shortcut"):
+            spread = 3 if module.out_channels > module.in_channels else 1
+            _pass_on(module, torch.ones(1, 1), spread)
+            if spread == 3:
+                module.bias[1::3], module.bias[2::3] = PARTNER, -PARTNER
+    point = F.pad(torch.ones(1, 1), (1, 1, 1, 1))
+    _pass_on(vae.encoder.conv_in, point)
+    _pass_on(vae.decoder.conv_in, point)
+    for part in (vae.encoder, vae.decoder):
+        for color in range(3):
+            part.conv_norm_out.weight[3 * color] = PARTNER * (2 / 3) ** 0.5  # undoes the norm
+            part.conv_norm_out.bias[3 * color] = LINEAR_AT
+            part.conv_out.weight[color] = 0
+            part.conv_out.weight[color, 3 * color, 1, 1] = 1
+            part.conv_out.bias[color] = -F.silu(torch.tensor(LINEAR_AT))
+    torch.nn.init.eye_(vae.quant_conv.weight[:, :, 0, 0])
+    vae.quant_conv.bias.zero_()
+    torch.nn.init.dirac_(vae.decoder.time_conv_out.weight)
+    vae.decoder.time_conv_out.bias.zero_()
+
+
+def _pass_on(conv: Any, kernel: Tensor, spread: int = 1) -> None:
+    """Let output channel `spread` * i be input channel i under a kernel (k, k)."""
+    shared = min(conv.in_channels, conv.out_channels // spread)
+    conv.bias.zero_()
+    if spread > 1:
+        conv.weight.zero_()
+    for i in range(shared):
+        conv.weight[spread * i] = 0
+        conv.weight[spread * i, i] = kernel
 
 
 @torch.no_grad()

@@ -24,6 +24,7 @@ def _demo(args: argparse.Namespace) -> int:
     source = args.input or str(_render_start(args.out))
     flags = ["--tiny", "--image", source, "--path", DEMO_PATH, "--output_dir", str(args.out)]
     flags += ["--save_mp4", "--save_gif", "--html", "--fps", "5", "--overwrite"]
+    flags += ["--output_size", "512", "256"]
     code = explore.main(flags)
     if code == 0:
         print(
@@ -37,7 +38,7 @@ def _render_start(folder: Path) -> Path:
     from genex_explorer.data.procedural import ClipOptions, find_walk, render_erp
     from shared_pano_utils.imageio import write_image
 
-    options = ClipOptions(frames=8, size=(TINY_WIDTH, TINY_HEIGHT))
+    options = ClipOptions(frames=8, size=(2 * TINY_WIDTH, 2 * TINY_HEIGHT))
     scene, poses = find_walk("test", *DEMO_PLACE, options)
     path = folder / "start.png"
     write_image(path, render_erp(scene, poses[0], options), gpano=True)
