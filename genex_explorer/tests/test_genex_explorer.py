@@ -524,3 +524,26 @@ def test_a_view_is_never_turned_twice(room: np.ndarray) -> None:
     view = View(room).turned(1.0).turned(2.0)
     np.testing.assert_array_equal(view.render(), turn(room, 3.0))
     assert view.erp is room
+
+
+def test_legacy_mode_is_the_originals_image_maths() -> None:
+    from genex_explorer.legacy import legacy_cubemap, legacy_erp, legacy_rotate, legacy_view
+
+    u = np.arange(128) * 2 * np.pi / 128
+    rows = np.linspace(0.5, 1, 64)[:, None]
+    erp = np.stack([127 + 100 * rows * np.sin(u + k) for k in range(3)], -1).astype(np.uint8)
+    image = Image.fromarray(erp)
+    old, new = Explorer(legacy=True), Explorer()
+    turned = [explorer.rotate_panorama(image, 33.3) for explorer in (old, new)]
+    assert np.array_equal(turned[0], legacy_rotate(erp, 33.3))
+    cross, faces = old.convert_panorama_to_cubemap(image)
+    expected = legacy_cubemap(erp)
+    assert np.array_equal(cross, expected[0])
+    assert {k: f.size for k, f in faces.items()} == dict.fromkeys(expected[1], (64, 64))
+    again = old.cubemap_to_equirectangular(faces, 128, 64)
+    assert np.array_equal(again, legacy_erp(expected[1], (64, 128)))
+    angles = (90, 90, 20, 10, 5)
+    view = old.extract_normal_view(image, *angles, 40, 30)
+    assert np.array_equal(view, legacy_view(erp, *angles, (30, 40)))
+    assert not np.array_equal(view, new.extract_normal_view(image, *angles, 40, 30))
+    assert not np.array_equal(*turned)

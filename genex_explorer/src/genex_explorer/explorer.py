@@ -16,7 +16,16 @@ from PIL import Image
 
 from genex_explorer.cross_attention import use_single_token_shortcut
 from genex_explorer.embedded import TINY_ASSETS, TINY_HEIGHT, TINY_STEPS, TINY_WIDTH
-from genex_explorer.legacy import check_panorama, cubemap_cross, faces_to_erp, perspective_view
+from genex_explorer.legacy import (
+    check_panorama,
+    cubemap_cross,
+    faces_to_erp,
+    legacy_cubemap,
+    legacy_erp,
+    legacy_rotate,
+    legacy_view,
+    perspective_view,
+)
 from genex_explorer.loading import load_pipeline
 from genex_explorer.memory import Offload, check_placement, choose_device, place
 from genex_explorer.paths import Move, read_path
@@ -111,13 +120,18 @@ class Explorer:
 
     Images are PIL images; what comes back has the size of the image that was set.
 
+    Args:
+        legacy: turns, cubemaps and views by the original's image maths, blur and seams included,
+            to compare with its results.
+
     Attributes:
         pipeline: set by `get_pipeline` or `load_explorer`.
         settings: of the clips.
         image_size: (width, height) of videos and GIFs.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, legacy: bool = False) -> None:
+        self.legacy = legacy
         self.pipeline: GenexPipeline | None = None
         self.settings = WalkSettings()
         self.image_size = (1024, 512)
@@ -222,12 +236,19 @@ class Explorer:
         self,
         panorama_image: Image.Image | None = None,
         rotation_degrees: float = 0,
-        scale_factor: int = 5,  # noqa: ARG002 (of the original's enlarged copy; turns are exact)
+        scale_factor: int = 5,
     ) -> Image.Image:
-        """Turn to the right on the spot; the turned panorama becomes a segment of its own."""
+        """Turn to the right on the spot; the turned panorama becomes a segment of its own.
+
+        `scale_factor` is that of the original's enlarged copy; without `legacy`, turns are exact.
+        """
         if panorama_image is not None:
             self.set_current_image(panorama_image)
-        self._view = self._current().turned(rotation_degrees)
+        if self.legacy:
+            erp = self._current().render()
+            self._view = View(legacy_rotate(erp, rotation_degrees, scale_factor))
+        else:
+            self._view = self._current().turned(rotation_degrees)
         self._history.append([self.get_current_image()])
         return self.get_current_image()
 
@@ -287,6 +308,9 @@ class Explorer:
         """
         image = panorama_image or self.get_current_image()
         check_panorama(image.size)
+        if self.legacy:
+            cross, faces = legacy_cubemap(_array(image), scale_factor)
+            return Image.fromarray(cross), {key: Image.fromarray(faces[key]) for key in faces}
         side, mode = image.width // 4, "bilinear" if interpolation else "nearest"
         cross, _ = cubemap_cross(_array(image), side, mode)
         _, faces = cubemap_cross(_array(image), side * scale_factor, mode)
@@ -301,6 +325,8 @@ class Explorer:
     ) -> Image.Image:
         """Assemble a panorama from cube faces, sampled `scale_factor` times as finely."""
         faces = {key: _array(face) for key, face in cubemap_faces.items()}
+        if self.legacy:
+            return Image.fromarray(legacy_erp(faces, (output_height, output_width), scale_factor))
         fine = faces_to_erp(faces, (output_height * scale_factor, output_width * scale_factor))
         return Image.fromarray(resize_erp(fine, (output_width, output_height)))
 
@@ -321,7 +347,8 @@ class Explorer:
         """
         size = (output_height, output_width)
         angles = (fov_h, fov_v, center_yaw, center_pitch, center_roll)
-        return Image.fromarray(perspective_view(_array(panorama), *angles, size))
+        look = legacy_view if self.legacy else perspective_view
+        return Image.fromarray(look(_array(panorama), *angles, size))
 
     # -- inner
 

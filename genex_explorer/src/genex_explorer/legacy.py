@@ -2,7 +2,7 @@
 
 The `legacy_` functions reproduce the original's image maths in NumPy, for comparisons. They take
 pixel (u, v) for longitude 2 pi u / W - pi and latitude pi / 2 - pi v / H, without half a pixel, and
-never sample across the border at +-180 degrees. Nothing else calls them.
+never sample across the border at +-180 degrees. `Explorer(legacy=True)` calls them.
 """
 
 from collections.abc import Mapping
