@@ -16,7 +16,7 @@ torch.set_num_threads(1)
 
 @pytest.fixture(scope="session")
 def micro_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A random pipeline folder: UNet of the spec's parity row 4, VAE of factor 8; 32x64 pixels."""
+    """A random pipeline folder: UNet of the spec's parity row 4, VAE of factor 4; 32x64 pixels."""
     from diffusers.models.unets.unet_spatio_temporal_condition import (
         UNetSpatioTemporalConditionModel,
     )
@@ -27,7 +27,7 @@ def micro_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     pipeline = tiny_pipeline(0)
     torch.manual_seed(0)
     pipeline.unet = UNetSpatioTemporalConditionModel(
-        sample_size=4,
+        sample_size=8,
         block_out_channels=(32, 64),
         layers_per_block=1,
         cross_attention_dim=32,

@@ -104,9 +104,9 @@ def test_everything_that_can_be_written(
     }  # fmt: skip
     moves = [Move(0.0, 8), Move(-90.0, 0)]
     settings = WalkSettings(
-        width=128, height=64, num_inference_steps=1, max_guidance=1.0, fps_id=7, seed=3
+        width=64, height=32, num_inference_steps=1, max_guidance=1.0, fps_id=7, seed=3
     )
-    expected = walk(pipeline, room, moves, settings).frames((128, 64))
+    expected = walk(pipeline, room, moves, settings).frames((64, 32))
     written = np.stack([read_image(out / name) for name in sorted(frames)])
     assert np.abs(written.astype(int) - expected).max() <= 1  # the shortcut rounds otherwise
     with Image.open(out / "frames" / "frame_0003.png") as frame:
@@ -114,8 +114,8 @@ def test_everything_that_can_be_written(
     assert len(read_video(out / "walk.mp4")) == 10
     assert b"spherical" in (out / "walk.mp4").read_bytes().lower()
     left = read_video(out / "view_left.mp4")
-    assert left.shape == (10, 64, 64, 3)
-    view = perspective_view(written[0], 90, 90, -90, 0, 0, (64, 64))
+    assert left.shape == (10, 32, 32, 3)
+    view = perspective_view(written[0], 90, 90, -90, 0, 0, (32, 32))
     assert np.abs(left[0].astype(int) - view).mean() < 4  # yuv420p
     assert b"spherical" not in (out / "view_left.mp4").read_bytes().lower()
     np.testing.assert_array_equal(read_image(out / "cubemap.png"), cubemap_cross(written[-1])[0])
@@ -300,7 +300,7 @@ def test_json_typos(image: Path, out: Path, capsys: pytest.CaptureFixture[str]) 
         (["--model", "/no/such/folder"], "/no/such/folder"),
         (["--offload", "model", "--device", "cpu"], "offload 'model' needs an accelerator"),
         (["--device", "abacus"], "device 'abacus' is unknown"),
-        (["--width", "120"], "model size is 120x64"),
+        (["--width", "60"], "model size is 60x32"),
         (["--wrap_columns", "99"], "cannot wrap"),
     ],
 )

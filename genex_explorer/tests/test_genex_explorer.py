@@ -506,7 +506,7 @@ def test_loading(
     )
     monkeypatch.setattr(explorer_module, "TINY_ASSETS", Path(model_folder))
     tiny = load_explorer(svd_path="not/used", tiny=True, device="cpu")
-    assert (tiny.settings.width, tiny.settings.height, tiny.image_size) == (128, 64, (128, 64))
+    assert (tiny.settings.width, tiny.settings.height, tiny.image_size) == (64, 32, (64, 32))
     assert load_explorer(unet_path=model_folder, svd_path=model_folder).image_size == (1024, 512)
 
 

@@ -330,7 +330,7 @@ def test_generate_tiny_renders_its_own_starts(tmp_path, monkeypatch, explorer):
     assert iecc_generate.main(argv) == 0
     assert explorer.loaded[0]["tiny"]
     image = read_image(tmp_path / "consistency/n_2_k_2/room_00000/original.png")
-    assert image.shape == (64, 128, 3)
+    assert image.shape == (32, 64, 3)
     assert image.std() > 10
 
 

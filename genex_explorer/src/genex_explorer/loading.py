@@ -1,5 +1,7 @@
 """Loading SVD pipelines: hub ids and folders, any of the file names under which they are stored."""
 
+import contextlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,7 @@ from diffusers.models.unets.unet_spatio_temporal_condition import (
 )
 from diffusers.schedulers.scheduling_euler_discrete import EulerDiscreteScheduler
 from transformers import CLIPImageProcessor, CLIPVisionModelWithProjection
+from transformers.utils import logging
 
 from genex_explorer.pipeline import GenexPipeline
 
@@ -21,6 +24,18 @@ STORED_AS: tuple[dict[str, Any], ...] = (
     {"variant": "fp16", "use_safetensors": True},
     {"use_safetensors": False},
 )
+
+
+@contextlib.contextmanager
+def quiet_bars() -> Iterator[None]:
+    """Without the bars of transformers for every single file; those of downloads stay."""
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
 
 
 def _load(cls: Any, path: str, subfolder: str, revision: str | None, dtype: torch.dtype) -> Any:
@@ -36,7 +51,8 @@ def _load(cls: Any, path: str, subfolder: str, revision: str | None, dtype: torc
     for stored in STORED_AS:
         options = {"subfolder": subfolder, "revision": revision, dtype_name: dtype, **stored}
         try:
-            return cls.from_pretrained(path, **options)
+            with quiet_bars():
+                return cls.from_pretrained(path, **options)
         except OSError as error:
             problem = problem or " ".join(str(error).split())
         except (ValueError, RuntimeError) as error:  # shapes or keys of another architecture

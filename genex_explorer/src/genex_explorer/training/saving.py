@@ -8,7 +8,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-from genex_explorer.loading import load_encoders, load_unet
+from genex_explorer.loading import load_encoders, load_unet, quiet_bars
 from genex_explorer.parameters import merged_state, save_adapter
 from genex_explorer.pipeline import GenexPipeline
 from genex_explorer.training.average import Average
@@ -121,7 +121,8 @@ class WeightFiles:
                 self.options.pretrained_model_name_or_path, self.options.revision
             )
             vae.save_pretrained(output / "vae")
-            encoder.save_pretrained(output / "image_encoder")
+            with quiet_bars():
+                encoder.save_pretrained(output / "image_encoder")
             self.pipeline.scheduler.save_pretrained(output / "scheduler")
             self.pipeline.feature_extractor.save_pretrained(output / "feature_extractor")
             self.pipeline.stock().save_config(output)
