@@ -6,4 +6,4 @@ data=${1:?give the folder that prepare_dataset.py made}
 output=${2:-models/genex_explorer_paper}
 shift $(($# > 1 ? 2 : 1))
 exec bash "$(dirname "$0")/launch_training.sh" "$data" "$output" --learning_rate 1e-5 \
-    --lr_scheduler cosine --lr_warmup_steps 500 --max_train_steps 96000 --seed 42 "$@"
+    --lr_scheduler cosine --lr_warmup_steps 500 --max_train_steps 96000 --seed 42 --gradient_checkpointing "$@"

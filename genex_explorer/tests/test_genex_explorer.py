@@ -339,7 +339,7 @@ def test_any_input_size_is_walked_at_the_models(room: np.ndarray) -> None:
         ({"decode_chunk": 0}, "decode_chunk is 0"),
         ({"noise_aug_strength": -1.0}, "noise_aug_strength is -1.0"),
         ({"min_guidance": 2.0}, "guidance goes from 2.0 to 1.0"),
-        ({"width": 120}, "model size is 120x64; width and height must be multiples of 16"),
+        ({"width": 124}, "model size is 124x64; width and height must be multiples of 8"),
         ({"num_frames": 1}, "model of 1 frames cannot walk"),
     ],
 )

@@ -152,6 +152,7 @@ def test_guard_of_the_published_code() -> None:
     video, scl = torch.tensor(1.0, requires_grad=True), torch.tensor(9.0, requires_grad=True)
     assert combine(video, scl, 0.25).item() == pytest.approx(0.75 + 2.25)
     assert combine(video, scl * 1.2, 0.25).item() == pytest.approx(1.0)
+    assert combine(video, scl * float("inf"), 0.25).item() == pytest.approx(1.0)
 
 
 def test_turns_cover_the_full_circle() -> None:

@@ -14,12 +14,12 @@ from safetensors.torch import load_file
 
 from genex_explorer.cli.train import build_parser, main, resolve
 from genex_explorer.data.clips import find_clips, read_clip
-from genex_explorer.data.windows import ClipWindows
+from genex_explorer.data.windows import ClipWindows, RunSampler
 from genex_explorer.loading import load_pipeline
 from genex_explorer.training.noising import draw, make_batch, sample_generator
 from genex_explorer.training.options import TrainOptions
 from genex_explorer.training.setup import build_pipeline
-from genex_explorer.training.trainer import RunSampler, Trainer
+from genex_explorer.training.trainer import Trainer
 from genex_explorer.training.validation import Validator
 from genex_explorer.vae import encode_moments
 
@@ -300,6 +300,8 @@ BAD = {
     "--resume_from_checkpoint=latest": "no checkpoint to resume from",
     "--pretrain_unet=nowhere/at/all": "unet",
     "--conditioning_dropout_prob=0.5": "three regions",
+    "--val_folder_videos=nowhere": "nowhere does not exist; pass a folder of clips",
+    "--num_workers=-1": "--num_workers",
 }
 
 
@@ -424,3 +426,115 @@ def test_bfloat16_run_with_cast_frozen_weights_stores_them_as_loaded(
     before, after = weights(micro_model), weights(run)
     changed = {key for key in before if not torch.equal(before[key], after[key])}
     assert changed == {key for key in before if "temporal_transformer_block" in key}
+
+
+def test_overwrite_deletes_nothing_before_all_is_checked(
+    micro_model: Path, micro_clips: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "run"
+    assert main(flags(micro_model, micro_clips, run, "--max_train_steps=1")) == 0
+    assert main(flags(micro_model, Path("typo"), run, "--overwrite")) == 2
+    assert (run / "checkpoint-1/unet").is_dir()
+    assert main(flags(run, micro_clips, run, "--overwrite")) == 2
+    assert "write to another folder" in capsys.readouterr().err
+    assert (run / "model_index.json").is_file()
+
+
+def test_resuming_elsewhere_and_from_before(
+    straight: Path, micro_model: Path, micro_clips: Path, tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    more = ["--use_ema", "--gradient_accumulation_steps=2", "--lr_scheduler=linear",
+            "--lr_warmup_steps=1"]  # fmt: skip
+    resume = [*more, f"--resume_from_checkpoint={straight / 'checkpoint-2'}"]
+    there = tmp_path / "there"
+    arguments = flags(micro_model, micro_clips, there, *resume)
+    arguments.remove("--seed=3")  # comes from the run.json beside the checkpoint
+    assert main(arguments) == 0
+    ours, theirs = weights(there), weights(straight)
+    assert all(torch.equal(ours[key], theirs[key]) for key in theirs)
+    assert (there / "run.json").is_file()
+    assert main(flags(micro_model, micro_clips, straight, *resume)) == 2
+    assert "later checkpoints (checkpoint-4)" in capsys.readouterr().err
+    other = flags(micro_model, micro_clips, tmp_path / "other", *resume, "--learning_rate=5e-2")
+    assert main(other) == 2
+    assert "made with learning_rate 0.001, not 0.05" in capsys.readouterr().err
+
+
+def test_cache_knows_its_frames(
+    micro_model: Path, micro_clips: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import shutil
+
+    from PIL import Image
+
+    clips = tmp_path / "clips"
+    shutil.copytree(micro_clips / "room/video_00000", clips / "a")
+    cache = f"--latent_cache={tmp_path / 'cache'}"
+    short = ["--max_train_steps=1", cache]
+    assert main(flags(micro_model, clips, tmp_path / "a", *short, "--build_latent_cache")) == 0
+    for frame in (clips / "a").glob("*.jpg"):
+        Image.open(frame).transpose(Image.Transpose.FLIP_LEFT_RIGHT).save(frame)
+    assert main(flags(micro_model, clips, tmp_path / "b", *short)) == 2
+    assert "not in the latent cache" in capsys.readouterr().err
+    assert main(flags(micro_model, clips, tmp_path / "b", *short, "--build_latent_cache")) == 0
+
+
+def test_static_validation_clip_counts_100_db(
+    micro_model: Path, micro_clips: Path, tmp_path: Path
+) -> None:
+    import shutil
+
+    frame = next((micro_clips / "room/video_00000").glob("*.jpg"))
+    (tmp_path / "val/a").mkdir(parents=True)
+    for number in range(4):
+        shutil.copy(frame, tmp_path / f"val/a/frame_{number}.jpg")
+    more = ["--max_train_steps=1", f"--val_folder_videos={tmp_path / 'val'}",
+            "--validation_inference_steps=1"]  # fmt: skip
+    assert main(flags(micro_model, micro_clips, tmp_path / "run", *more)) == 0
+    assert json.loads((tmp_path / "run/best/validation.json").read_text())["copy_first_psnr"] == 100
+
+
+def test_weights_never_become_nan(
+    micro_model: Path, micro_clips: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    import genex_explorer.training.trainer as module
+
+    monkeypatch.setattr(
+        module, "scl_loss", lambda _, estimate, *__, **___: estimate.mean((1, 2, 3, 4)) * torch.nan
+    )
+    more = ["--scl_loss", "--scl_mode=latent", "--scl_max_weight=0.5"]
+    assert main(flags(micro_model, micro_clips, tmp_path / "run", *more)) == 2
+    assert "loss is nan" in capsys.readouterr().err
+    assert not list((tmp_path / "run").glob("checkpoint-*"))
+
+
+def test_token_is_written_nowhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from genex_explorer.runinfo import write_run_info
+
+    monkeypatch.setattr(
+        sys, "argv", ["train", "--hub_token", "hf_1", "--hub_token=hf_2", "--seed=1"]
+    )
+    write_run_info(tmp_path, {"hub_token": "hf_1", "seed": 1})
+    text = (tmp_path / "run.json").read_text()
+    assert "hf_" not in text
+    assert "--seed=1" in text
+
+
+def test_error_in_a_worker_is_one_line(
+    micro_model: Path, micro_clips: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import shutil
+
+    clips = tmp_path / "clips"
+    shutil.copytree(micro_clips / "room/video_00000", clips / "a")
+    for frame in (clips / "a").glob("*.jpg"):
+        frame.write_bytes(frame.read_bytes()[:200])
+    arguments = flags(micro_model, clips, tmp_path / "run")
+    arguments[arguments.index("--num_workers=0")] = "--num_workers=1"
+    assert main(arguments) == 2
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert error.startswith("error: ")
+    assert "not a readable image" in error
+    assert "Traceback" not in error

@@ -28,6 +28,7 @@ from genex_explorer.legacy import (
 )
 from genex_explorer.loading import load_pipeline
 from genex_explorer.memory import Offload, check_placement, choose_device, place
+from genex_explorer.parameters import load_adapter
 from genex_explorer.paths import Move, read_path
 from genex_explorer.pipeline import GenexPipeline, SeamMode
 from genex_explorer.video import write_gif, write_video
@@ -56,6 +57,7 @@ def open_pipeline(
     model: str,
     *,
     unet: str | None = None,
+    lora: str | None = None,
     revision: str | None = None,
     device: str = "auto",
     dtype: str = "auto",
@@ -70,6 +72,7 @@ def open_pipeline(
     Args:
         model: hub id or folder of a Stable Video Diffusion pipeline.
         unet: hub id or folder whose ``unet`` replaces the model's.
+        lora: folder of adapters that `--trainable lora` wrote for this model.
         revision: hub revision of the model.
         device: "auto", "cpu", "cuda", "cuda:1" or "mps".
         dtype: "auto", "float32", "float16" or "bfloat16".
@@ -84,6 +87,8 @@ def open_pipeline(
     check_placement(where, weights, offload=offload, compile=compile)
     pipeline = load_pipeline(model, unet_path=unet, revision=revision, dtype=weights)
     pipeline.seam_mode, pipeline.wrap_columns = seam_mode, wrap_columns
+    if lora is not None:
+        load_adapter(pipeline.unet, lora)
     if shortcut:
         use_single_token_shortcut(pipeline.unet)
     place(pipeline, where, weights, offload=offload, compile=compile)

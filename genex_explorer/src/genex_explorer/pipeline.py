@@ -2,6 +2,7 @@
 
 from typing import Any, Literal
 
+import torch
 from diffusers.pipelines.stable_video_diffusion.pipeline_stable_video_diffusion import (
     StableVideoDiffusionPipeline,
 )
@@ -30,7 +31,8 @@ class GenexPipeline(StableVideoDiffusionPipeline):
     def _encode_vae_image(self, image: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         wrap = self.wrap_columns if self.seam_mode == "vae" else 0
         padded = pad_columns(image, wrap * self.vae_scale_factor)
-        latents = super()._encode_vae_image(padded, *args, **kwargs)
+        with torch.autocast(padded.device.type, enabled=False):  # of a training around it
+            latents = super()._encode_vae_image(padded, *args, **kwargs)
         return latents[..., wrap : latents.shape[-1] - wrap]
 
     def decode_latents(
@@ -41,7 +43,9 @@ class GenexPipeline(StableVideoDiffusionPipeline):
         Unlike the stock method, chunks never hold frames of two clips.
         """
         wrap = 0 if self.seam_mode == "none" else self.wrap_columns
-        frames = decode_clips(self.vae, latents[:, :num_frames], chunk=decode_chunk_size, wrap=wrap)
+        shown = latents[:, :num_frames].to(self.vae.dtype)
+        with torch.autocast(shown.device.type, enabled=False):
+            frames = decode_clips(self.vae, shown, chunk=decode_chunk_size, wrap=wrap)
         return frames.movedim(2, 1).float()
 
     def stock(self) -> StableVideoDiffusionPipeline:

@@ -38,13 +38,22 @@ def write_run_info(folder: Path, options: dict[str, Any]) -> None:
     write_json(
         folder / RUN_NAME,
         {
-            "command": [part for part in sys.argv if not part.startswith("--hub_token=")],
+            "command": _without_token(sys.argv),
             "options": shown,
             "python": platform.python_version(),
             "versions": versions,
             "commit": _commit(),
         },
     )
+
+
+def _without_token(command: list[str]) -> list[str]:
+    hidden = {i + 1 for i, part in enumerate(command) if part == "--hub_token"}
+    return [
+        part
+        for i, part in enumerate(command)
+        if i not in hidden and not part.startswith("--hub_token=")
+    ]
 
 
 def _commit() -> str | None:

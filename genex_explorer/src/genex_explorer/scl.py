@@ -40,8 +40,8 @@ def scl_weight(schedule: SclSchedule, step: int, total_steps: int, limit: float)
 
 def combine(video: Tensor, scl: Tensor, beta: float) -> Tensor:
     """``(1 - beta) * video + beta * scl`` of two scalars; only `video` if `scl` is ten times it."""
-    beta_tensor = torch.where(scl.detach() > GUARD * video.detach(), 0.0, beta)
-    return (1 - beta_tensor) * video + beta_tensor * scl
+    both = (1 - beta) * video + beta * scl
+    return torch.where(scl.detach() > GUARD * video.detach(), video, both)
 
 
 def draw_columns(width: int, count: int, generator: torch.Generator) -> list[int]:

@@ -258,9 +258,8 @@ def generate_clips(
 
 
 def check_size(pipeline: Any, settings: WalkSettings) -> None:
-    """Refuse a size at which the levels of the UNet do not halve evenly."""
-    levels = len(pipeline.unet.config.block_out_channels)
-    unit = pipeline.vae_scale_factor * 2 ** (levels - 1)
+    """Refuse a size that is no whole number of latents, or that the stock pipeline refuses."""
+    unit = math.lcm(8, pipeline.vae_scale_factor)
     if min(settings.width, settings.height) < 1 or settings.width % unit or settings.height % unit:
         raise ValueError(
             f"model size is {settings.width}x{settings.height}; width and height must be multiples "

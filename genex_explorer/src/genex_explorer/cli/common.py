@@ -34,7 +34,10 @@ def run_cli(command: Callable[[], int], *, verbose: bool = False) -> int:
         if verbose:
             logging.exception("failed")
         else:
-            print(f"error: {' '.join(str(error).split()) or type(error).__name__}", file=sys.stderr)
+            text = str(error)
+            if text.startswith("Caught "):  # in a worker of the loader, with its traceback
+                text = text.rstrip().splitlines()[-1].partition(": ")[2]
+            print(f"error: {' '.join(text.split()) or type(error).__name__}", file=sys.stderr)
         return 2
     except RuntimeError as error:
         if type(error).__name__ != "OutOfMemoryError":  # torch's, which may not be imported yet

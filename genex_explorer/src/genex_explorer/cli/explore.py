@@ -64,6 +64,7 @@ def _add_model_flags(parser: argparse.ArgumentParser) -> None:
     model = parser.add_argument_group("model")
     model.add_argument("--model", default=MODEL, help="hub id or folder (default: %(default)s)")
     model.add_argument("--unet", help="hub id or folder whose unet/ replaces the model's")
+    model.add_argument("--lora", help="folder of adapters, written by --trainable lora")
     model.add_argument("--revision", help="hub revision of --model")
     model.add_argument(
         "--tiny", action="store_true", help="the embedded model with its sizes and steps, on a CPU"
@@ -299,6 +300,7 @@ def _load(args: argparse.Namespace) -> "GenexPipeline":
     pipeline = open_pipeline(
         args.model,
         unet=args.unet,
+        lora=args.lora,
         revision=args.revision,
         device=args.device,
         dtype=args.dtype,

@@ -2,10 +2,10 @@
 
 import argparse
 import dataclasses
+import importlib.util
 import logging
 import math
 import secrets
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +15,6 @@ from genex_explorer.training.options import TrainOptions, add_flags
 
 logger = logging.getLogger(__name__)
 
-RUN_NAME = "run.json"
-RESULTS = (
-    "run.json", "log.jsonl", "model_index.json", "checkpoint-*", ".checkpoint-*.partial", "best",
-    "lora", "validation_images", "unet", "vae", "image_encoder", "feature_extractor", "scheduler",
-)  # fmt: skip
 TINY_DEFAULTS: dict[str, Any] = {
     "pretrained_model_name_or_path": str(TINY_ASSETS),
     "width": TINY_WIDTH,
@@ -92,6 +87,15 @@ def resolve(given: dict[str, Any]) -> TrainOptions:
         )
     if not 0 <= options.scl_max_weight <= 1 or not math.isfinite(options.max_grad_norm):
         raise ValueError("--scl_max_weight must lie in 0 to 1 and --max_grad_norm be finite")
+    if options.scl_loss and options.scl_mode != "pixel" and options.scl_max_weight == 1:
+        raise ValueError(
+            f"--scl_mode {options.scl_mode} sees only the seam, and with weight 1 nothing else is "
+            "trained; give --scl_max_weight below 1, such as 0.1"
+        )
+    if options.num_workers < 0:
+        raise ValueError(f"--num_workers is {options.num_workers}, it must not be negative")
+    if options.use_8bit_adam and importlib.util.find_spec("bitsandbytes") is None:
+        raise ImportError("--use_8bit_adam needs bitsandbytes: pip install bitsandbytes")
     if options.scl_loss and options.scl_mode == "latent" and options.num_scl_samples > 1:
         raise ValueError("--scl_mode latent turns nothing; leave --num_scl_samples at 1")
     if options.cast_frozen and options.mixed_precision not in ("fp16", "bf16"):
@@ -116,7 +120,7 @@ def _train(given: dict[str, Any]) -> int:
         from genex_explorer.training.checkpoints import find_checkpoint
 
         resume = find_checkpoint(options.output_dir, options.resume_from_checkpoint)
-        _keep_seed(options, given)
+        _keep_seed(options, given, resume.parent)
     else:
         _claim(options)
     from genex_explorer.training.trainer import Trainer
@@ -128,25 +132,26 @@ def _train(given: dict[str, Any]) -> int:
 
 def _claim(options: TrainOptions) -> None:
     """Refuse a folder that holds results of a run, unless they may be replaced."""
+    from genex_explorer.training.checkpoints import holds_results
+
     output = options.output_dir
-    if not (output / RUN_NAME).exists():
-        return
-    holds_results = (output / "model_index.json").exists() or any(output.glob("checkpoint-*"))
-    if holds_results and not options.overwrite:
+    for name in ("pretrained_model_name_or_path", "pretrain_unet"):
+        if Path(getattr(options, name) or "").resolve() == output.resolve():
+            raise ValueError(f"--output_dir {output} is the --{name}; write to another folder")
+    if holds_results(output) and not options.overwrite:
         raise FileExistsError(
             f"{output} holds a run; go on with --resume_from_checkpoint latest, choose another "
             "--output_dir, or pass --overwrite"
         )
-    for pattern in RESULTS:  # nothing else that may lie in the folder
-        for path in output.glob(pattern):
-            shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
-def _keep_seed(options: TrainOptions, given: dict[str, Any]) -> None:
+def _keep_seed(options: TrainOptions, given: dict[str, Any], run: Path) -> None:
     """A resumed run keeps the seed of its first part unless told otherwise."""
     import json
 
-    record = options.output_dir / RUN_NAME
+    from genex_explorer.runinfo import RUN_NAME
+
+    record = run / RUN_NAME
     if "seed" not in given and record.is_file():
         options.seed = json.loads(record.read_text(encoding="utf-8"))["options"]["seed"]
 
@@ -162,6 +167,7 @@ def _dry_run(options: TrainOptions) -> int:
 
     from genex_explorer.data.clips import find_clips, read_clip
     from genex_explorer.parameters import add_adapter, select_trainable
+    from genex_explorer.training.validation import Validator
 
     assert options.base_folder is not None
     clips = find_clips(
@@ -170,10 +176,11 @@ def _dry_run(options: TrainOptions) -> int:
         options.strict_frames,
     )
     first = read_clip(clips[0].frames[:1])[0]
+    Validator(options)
     path: Any = options.pretrain_unet or options.pretrained_model_name_or_path
     try:
         config: Any = UNetSpatioTemporalConditionModel.load_config(
-            path, subfolder="unet", revision=options.revision
+            path, subfolder="unet", revision=None if options.pretrain_unet else options.revision
         )
     except OSError as error:
         raise FileNotFoundError(f"{path} has no unet/config.json") from error

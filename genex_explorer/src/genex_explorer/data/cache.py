@@ -32,7 +32,23 @@ def fingerprint(vae: Any, image_encoder: Any, size: tuple[int, int], wrap: int) 
             # A sum and a sum of squares tell models apart; reading 700 M values bytewise is slow.
             values = tensor.detach().double().cpu()
             digest.update(f"{values.sum():.9e}/{values.square().sum():.9e}".encode())
-    return {"weights": digest.hexdigest(), "width": size[0], "height": size[1], "vae_wrap": wrap}
+    dtype = str(vae.dtype).removeprefix("torch.")
+    return {
+        "dtype": dtype,
+        "weights": digest.hexdigest(),
+        "width": size[0],
+        "height": size[1],
+        "vae_wrap": wrap,
+    }
+
+
+def digest_of(clip: Clip) -> str:
+    """What tells the frames of a clip from others of the same name: names, sizes, times."""
+    digest = hashlib.blake2b(digest_size=16)
+    for path in clip.frames:
+        status = path.stat()
+        digest.update(f"{path.name}/{status.st_size}/{status.st_mtime_ns}".encode())
+    return digest.hexdigest()
 
 
 class LatentCache:
@@ -61,6 +77,10 @@ class LatentCache:
     def path(self, clip: Clip) -> Path:
         """File of a clip."""
         return self.folder / f"{clip.id}.safetensors"
+
+    def holds(self, clip: Clip) -> bool:
+        """Whether these very frames are encoded here."""
+        return _is_encoded(self.path(clip), clip)
 
     def read(self, clip: Clip, start: int, count: int, stride: int) -> tuple[Tensor, Tensor]:
         """Moments (F, 8, h, w) and token (D,) of the window, float32.
@@ -100,7 +120,7 @@ def build_cache(
     vae, encoder = pipeline.vae, pipeline.image_encoder
     for clip in tqdm(clips, desc="latent cache", leave=False):
         target = folder / f"{clip.id}.safetensors"
-        if target.is_file():
+        if _is_encoded(target, clip):
             continue
         frames = to_unit(read_clip(clip.frames, size)).to(vae.device)
         moments = encode_moments(vae, frames.to(vae.dtype), chunk=chunk, wrap=wrap)
@@ -111,4 +131,12 @@ def build_cache(
             save_file(
                 {"moments": moments.half().cpu().contiguous(), "tokens": tokens.half().cpu()},
                 temporary,
+                metadata={"frames": digest_of(clip)},
             )
+
+
+def _is_encoded(path: Path, clip: Clip) -> bool:
+    if not path.is_file():
+        return False
+    with safe_open(path, "pt") as file:
+        return (file.metadata() or {}).get("frames") == digest_of(clip)

@@ -63,7 +63,7 @@ def find_clips(root: Path, min_frames: int = 1, strict_frames: int | None = None
         ValueError: a clip is too short, has the wrong length, or two frames of the same number.
     """
     if not root.is_dir():
-        raise FileNotFoundError(f"--base_folder {root} does not exist")
+        raise FileNotFoundError(f"{root} does not exist; pass a folder of clips")
     clips = []
     has_videos = False
     for name, folders, files in os.walk(root, followlinks=True):  # scenes may be linked from disks

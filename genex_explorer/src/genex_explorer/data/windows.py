@@ -1,9 +1,10 @@
 """Random windows of clips, as tensors for training."""
 
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, Sampler
 
 from genex_explorer.data.cache import LatentCache
 from genex_explorer.data.clips import Clip, read_clip, stable_hash, to_unit
@@ -96,3 +97,23 @@ class ClipWindows(Dataset[dict[str, Any]]):
             moments, token = self.cache.read(clip, start, self.num_frames, self.stride)
             sample |= {"moments": moments, "token": token}
         return sample
+
+
+class RunSampler(Sampler[int]):
+    """Sample numbers of one process, from micro-step `start` to `stop`.
+
+    Numbers run through the whole training; the processes take turns by batches, so that no two of
+    them see the same window and any number of them together sees the same ones.
+    """
+
+    def __init__(self, start: int, stop: int, batch: int, rank: int, world: int) -> None:
+        self.micro_steps, self.batch = range(start, stop), batch
+        self.rank, self.world = rank, world
+
+    def __iter__(self) -> Iterator[int]:
+        for micro_step in self.micro_steps:
+            first = (micro_step * self.world + self.rank) * self.batch
+            yield from range(first, first + self.batch)
+
+    def __len__(self) -> int:
+        return len(self.micro_steps) * self.batch

@@ -18,6 +18,25 @@ TRAINED_NAME, TRAINED_EMA_NAME = "trained.safetensors", "trained_ema.safetensors
 WEIGHTS_NAME = "diffusion_pytorch_model.safetensors"
 
 
+RESULTS = (
+    "run.json", "log.jsonl", "model_index.json", "checkpoint-*", ".checkpoint-*.partial", "best",
+    "lora", "validation_images", "unet", "vae", "image_encoder", "feature_extractor", "scheduler",
+)  # fmt: skip
+"""What a run writes into its folder."""
+
+
+def holds_results(output: Path) -> bool:
+    """Whether a run left anything of worth here: a checkpoint or a pipeline."""
+    return (output / "model_index.json").exists() or bool(list_checkpoints(output))
+
+
+def clear_run(output: Path) -> None:
+    """Delete what an earlier run wrote, and nothing else that may lie in the folder."""
+    if (output / "run.json").exists():
+        for path in (found for pattern in RESULTS for found in output.glob(pattern)):
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+
 def step_of(folder: Path) -> int:
     """Updates done at ``checkpoint-<step>``, -1 for another name."""
     match = re.fullmatch(r"checkpoint-(\d+)", folder.name)

@@ -6,6 +6,7 @@ from typing import Any, cast
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import DistributedType
 from torch import Tensor
 
 from genex_explorer.loading import load_encoders, load_unet, quiet_bars
@@ -78,6 +79,9 @@ class WeightFiles:
             write_unet(folder / ("unet_ema" if ema else "unet"), unet, whole or unet.state_dict())
 
     def _load(self, models: list[Any], folder: str) -> None:
+        if self.is_sharded:  # Accelerate has put the split weights in place
+            models.clear()
+            return
         parameters = dict(self.accelerator.unwrap_model(self.unet).named_parameters())
         with torch.no_grad():
             for name, value in read_trained(Path(folder), self.names, ema=False).items():
@@ -98,11 +102,12 @@ class WeightFiles:
         )
         if not self.accelerator.is_main_process:
             return
-        if options.cast_frozen:
+        is_deepspeed = self.accelerator.distributed_type == DistributedType.DEEPSPEED
+        if options.cast_frozen or is_deepspeed:  # which keeps all weights in half precision
             path = options.pretrain_unet or options.pretrained_model_name_or_path
             assert path is not None
-            revision = None if options.pretrain_unet else options.non_ema_revision
-            original = load_unet(path, revision or options.revision).state_dict()
+            of_pipeline = options.non_ema_revision or options.revision
+            original = load_unet(path, None if options.pretrain_unet else of_pipeline).state_dict()
             # The name of the weight that a trained tensor, or its adapter, changes.
             changed = {name.split(".lora_")[0] + ".weight" if ".lora_" in name else name
                        for name in self.names}  # fmt: skip
@@ -134,6 +139,6 @@ class WeightFiles:
         api = HfApi(token=self.options.hub_token)
         name = self.options.hub_model_id or output.resolve().name
         repository = api.create_repo(name, exist_ok=True).repo_id
-        parts = ["model_index.json", "run.json", "lora/*"]
+        parts = ["model_index.json", "lora/*"]
         parts += [f"{part}/*" for part in self.pipeline.components]
         api.upload_folder(repo_id=repository, folder_path=output, allow_patterns=parts)

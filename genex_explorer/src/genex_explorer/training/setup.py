@@ -52,7 +52,11 @@ def build_pipeline(
         for parameter in unet.parameters():
             if not parameter.requires_grad:
                 parameter.data = parameter.data.to(low)
+    if options.scl_loss and options.scl_mode != "latent":
+        pipeline.vae.enable_gradient_checkpointing()  # its maps are 300 GiB at the official size
     unet.to(accelerator.device)
+    pipeline.seam_mode = "vae" if options.vae_wrap else "none"
+    pipeline.wrap_columns = options.vae_wrap
     pipeline.set_progress_bar_config(disable=True)
     return pipeline, names
 
@@ -106,15 +110,16 @@ def _open_cache(
     clips: list[Clip],
 ) -> LatentCache:
     size, wrap = (options.width, options.height), options.vae_wrap
-    if options.build_latent_cache and accelerator.is_main_process:
-        build_cache(folder, clips, pipeline, size=size, chunk=options.vae_chunk, wrap=wrap)
+    if options.build_latent_cache:
+        share = clips[accelerator.process_index :: accelerator.num_processes]
+        build_cache(folder, share, pipeline, size=size, chunk=options.vae_chunk, wrap=wrap)
     accelerator.wait_for_everyone()
     cache = LatentCache(folder, fingerprint(pipeline.vae, pipeline.image_encoder, size, wrap))
-    missing = [clip.id for clip in clips if not cache.path(clip).is_file()]
+    missing = [clip.id for clip in clips if not cache.holds(clip)]
     if missing:
         raise FileNotFoundError(
-            f"{len(missing)} clips, e.g. {missing[0]}, are not in the latent cache {folder}; add "
-            "--build_latent_cache"
+            f"{len(missing)} clips, e.g. {missing[0]}, are not in the latent cache {folder} as they "
+            "are now; add --build_latent_cache"
         )
     return cache
 

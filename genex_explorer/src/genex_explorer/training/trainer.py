@@ -6,37 +6,44 @@ import logging
 import math
 import os
 import shutil
-from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DistributedType, set_seed
+from accelerate.utils import (
+    DistributedType,
+    InitProcessGroupKwargs,
+    broadcast_object_list,
+    set_seed,
+)
 from diffusers.optimization import get_scheduler
 from torch import Tensor
-from torch.utils.data import DataLoader, Sampler
+from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
 from genex_explorer.conditioning import clip_tokens
+from genex_explorer.data.windows import RunSampler
 from genex_explorer.edm import denoise, precondition, weighted_error
-from genex_explorer.runinfo import write_run_info
+from genex_explorer.runinfo import RUN_NAME, write_run_info
 from genex_explorer.scl import combine, draw_columns, scl_loss, scl_weight
 from genex_explorer.training.average import Average
-from genex_explorer.training.checkpoints import rotate
+from genex_explorer.training.checkpoints import clear_run, list_checkpoints, rotate, step_of
 from genex_explorer.training.noising import NoisyBatch, make_batch, sample_generator
 from genex_explorer.training.options import TrainOptions
 from genex_explorer.training.saving import WeightFiles
 from genex_explorer.training.setup import build_optimizer, build_pipeline, build_windows
 from genex_explorer.training.validation import Validator
 from genex_explorer.vae import encode_moments
-from shared_pano_utils.imageio import write_json
+from shared_pano_utils.imageio import atomic_path, write_json
 
 logger = logging.getLogger(__name__)
 
 PROJECT_NAME = "SVDXtend"  # the original's tracker project
 LOG_NAME, BEST_NAME = "log.jsonl", "best"
+WAIT = timedelta(hours=12)  # of processes for the one that encodes clips, validates or uploads
 
 
 @dataclass
@@ -45,6 +52,16 @@ class LoopState:
 
     step: int = 0
     best_psnr: float = -math.inf
+    shape: dict[str, Any] = field(default_factory=dict)
+
+    def require(self, shape: dict[str, Any]) -> None:
+        """Refuse to go on with options that would silently be another training."""
+        for name, value in shape.items():
+            if self.shape.get(name, value) != value:
+                raise ValueError(
+                    f"the checkpoint was made with {name} {self.shape[name]}, not {value}; resume "
+                    "with the options of the first run"
+                )
 
     def state_dict(self) -> dict[str, Any]:
         """For Accelerate."""
@@ -53,26 +70,6 @@ class LoopState:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """For Accelerate."""
         self.__dict__.update(state)
-
-
-class RunSampler(Sampler[int]):
-    """Sample numbers of one process, from micro-step `start` to `stop`.
-
-    Numbers run through the whole training; the processes take turns by batches, so that no two of
-    them see the same window and any number of them together sees the same ones.
-    """
-
-    def __init__(self, start: int, stop: int, batch: int, rank: int, world: int) -> None:
-        self.micro_steps, self.batch = range(start, stop), batch
-        self.rank, self.world = rank, world
-
-    def __iter__(self) -> Iterator[int]:
-        for micro_step in self.micro_steps:
-            first = (micro_step * self.world + self.rank) * self.batch
-            yield from range(first, first + self.batch)
-
-    def __len__(self) -> int:
-        return len(self.micro_steps) * self.batch
 
 
 class Trainer:
@@ -89,6 +86,7 @@ class Trainer:
             mixed_precision=options.mixed_precision,
             log_with=None if options.report_to == "none" else options.report_to,
             project_dir=str(self.output / options.logging_dir),
+            kwargs_handlers=[InitProcessGroupKwargs(timeout=WAIT)],
         )
         launched = int(os.environ.get("WORLD_SIZE", "1"))
         if launched != self.accelerator.num_processes:
@@ -96,9 +94,16 @@ class Trainer:
                 f"{launched} processes were launched, but no GPU was found to join them; set "
                 "ACCELERATE_USE_CPU=true to train on the CPU, or launch one process"
             )
-        self.is_sharded = self.accelerator.distributed_type == DistributedType.FSDP
-        if self.is_sharded and options.use_ema:
-            raise ValueError("FSDP splits the weights, and EMA needs them whole; drop --use_ema")
+        kind = self.accelerator.distributed_type
+        self.is_sharded = kind == DistributedType.FSDP
+        if options.use_ema and kind in (DistributedType.FSDP, DistributedType.DEEPSPEED):
+            raise ValueError(
+                f"--use_ema needs whole float32 weights on every process, which {kind.value} does "
+                "not keep; drop it, or use DDP"
+            )
+        if options.trainable == "lora" and self.is_sharded:
+            raise ValueError("FSDP splits the weights that adapters are merged into; use DDP")
+        options.seed = broadcast_object_list([options.seed])[0]  # drawn by each process
         if options.allow_tf32:
             torch.backends.cuda.matmul.allow_tf32 = True
         assert options.seed is not None
@@ -117,6 +122,40 @@ class Trainer:
         )  # fmt: skip
         self.state = LoopState()
         self.accelerator.register_for_checkpointing(self.state)
+
+    def _shape_of_run(self) -> dict[str, Any]:
+        """What must not change at a resumption: it would shift samples or be ignored."""
+        names = (
+            "seed", "trainable", "per_gpu_batch_size", "gradient_accumulation_steps",
+            "learning_rate", "lr_scheduler", "num_frames", "width", "height",
+        )  # fmt: skip
+        shape = {name: getattr(self.options, name) for name in names}
+        return {**shape, "processes": self.accelerator.num_processes}
+
+    def _open_folder(self, resume_from: Path | None) -> None:
+        """Make room for the run, or for the rest of one that may have begun elsewhere."""
+        if resume_from is None:
+            clear_run(self.output)
+        else:
+            later = [
+                p.name for p in list_checkpoints(self.output) if step_of(p) > step_of(resume_from)
+            ]
+            if later:
+                raise ValueError(
+                    f"{self.output} holds later checkpoints ({', '.join(later)}) than "
+                    f"{resume_from.name}; move or delete them to go on from there"
+                )
+        if not (self.output / RUN_NAME).exists():
+            write_run_info(self.output, dataclasses.asdict(self.options))
+
+    def _forget_log(self) -> None:
+        """Drop the rows of updates after the checkpoint, which will be made again."""
+        path = self.output / LOG_NAME
+        if self.accelerator.is_main_process and path.is_file():
+            lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+            kept = [line for line in lines if json.loads(line)["step"] <= self.state.step]
+            with atomic_path(path) as temporary:
+                temporary.write_text("".join(kept), encoding="utf-8")
 
     def _loader(self) -> DataLoader[dict[str, Any]]:
         """Batches of this process, from the step of the loop on."""
@@ -147,6 +186,7 @@ class Trainer:
         if plugin is not None:  # no loader is prepared from which Accelerate could learn it
             size = options.per_gpu_batch_size
             plugin.deepspeed_config["train_micro_batch_size_per_gpu"] = size
+            plugin.deepspeed_config["gradient_clipping"] = options.max_grad_norm
         self.unet, self.optimizer, self.scheduler = accelerator.prepare(unet, optimizer, scheduler)
         self.pipeline.unet = accelerator.unwrap_model(self.unet)
         self.trained = [p for p in self.pipeline.unet.parameters() if p.requires_grad]
@@ -156,46 +196,55 @@ class Trainer:
     def run(self, resume_from: Path | None = None) -> None:
         """Train to the end, from the start or exactly from a checkpoint; write the pipeline."""
         options, accelerator = self.options, self.accelerator
+        if accelerator.is_main_process:
+            self._open_folder(resume_from)
+        accelerator.wait_for_everyone()
         if resume_from is not None:
             accelerator.load_state(str(resume_from))
-        elif accelerator.is_main_process:
-            write_run_info(self.output, dataclasses.asdict(options))
+            self.state.require(self._shape_of_run())
+            self._forget_log()
+        else:
+            self.state.shape = self._shape_of_run()
         if options.report_to != "none":
             flat = {k: v if isinstance(v, (int, float, str)) else str(v)
                     for k, v in dataclasses.asdict(options).items() if k != "hub_token"}  # fmt: skip
             accelerator.init_trackers(PROJECT_NAME, flat)
-        bar = tqdm(
+        with tqdm(
             total=self.total_steps, initial=self.state.step, desc="train",
             disable=not accelerator.is_main_process,
-        )  # fmt: skip
-        self.unet.train()
-        video_loss = torch.zeros((), device=accelerator.device)
-        for raw in self._loader():
-            with accelerator.accumulate(self.unet):
-                loss, terms = self._losses(raw)
-                accelerator.backward(loss)
-                if accelerator.sync_gradients and options.max_grad_norm:
-                    accelerator.clip_grad_norm_(self.trained, options.max_grad_norm)
-                self.optimizer.step()
-                self.scheduler.step()
-                self.optimizer.zero_grad(set_to_none=True)
-            video_loss += terms["train_loss"] / options.gradient_accumulation_steps
-            if accelerator.sync_gradients:
-                terms["train_loss"] = accelerator.reduce(video_loss, "mean")  # pyright: ignore
-                video_loss = torch.zeros_like(video_loss)
-                self._after_update(terms, bar)
-        bar.close()
+        ) as bar:  # fmt: skip
+            self._run_updates(bar)
         accelerator.wait_for_everyone()
         self.files.write_pipeline(self.output)
         if options.push_to_hub and accelerator.is_main_process:
             self.files.push(self.output)
         accelerator.end_training()
 
+    def _run_updates(self, bar: "tqdm[Any]") -> None:
+        options, accelerator = self.options, self.accelerator
+        self.unet.train()
+        sums: dict[str, Tensor] = {}
+        for raw in self._loader():
+            with accelerator.accumulate(self.unet):
+                loss, terms = self._losses(raw)
+                accelerator.backward(loss)
+                if accelerator.sync_gradients:
+                    self._clip_gradient(raw)
+                self.optimizer.step()
+                self.scheduler.step()
+                self.optimizer.zero_grad(set_to_none=True)
+            for name, value in terms.items():
+                sums[name] = sums.get(name, 0) + value / options.gradient_accumulation_steps
+            if accelerator.sync_gradients:
+                means: Any = accelerator.reduce(sums, "mean")
+                sums = {}
+                self._after_update(means, bar)
+
     def _losses(self, raw: dict[str, Any]) -> tuple[Tensor, dict[str, Any]]:
         """Loss of a micro-batch, and the numbers to log."""
         options = self.options
         batch = self._noisy_batch(raw)
-        with self.accelerator.autocast():
+        with self._autocast():
             v = self.unet(
                 batch.network_input,
                 precondition(batch.sigma).c_noise,
@@ -204,21 +253,39 @@ class Trainer:
             ).sample
         estimate = denoise(v, batch.noisy, batch.sigma)
         loss = weighted_error(estimate, batch.latents, batch.sigma).mean()
-        terms: dict[str, Any] = {"train_loss": loss.detach()}
-        if not math.isfinite(terms["train_loss"]):
-            raise FloatingPointError(
-                f"the loss is {loss.item()} at step {self.state.step}, sigma "
-                f"{batch.sigma.tolist()}, clips {raw['clip_id']}; lower --learning_rate, use bf16, "
-                "or check these clips"
-            )
+        terms = {"train_loss": loss.detach()}
         if options.scl_loss:
             consistency = self._scl(raw, batch, estimate).mean()
             beta = scl_weight(
                 options.scl_schedule, self.state.step, self.total_steps, options.scl_max_weight
             )
             loss = combine(loss, consistency, beta)
-            terms |= {"scl_loss": consistency.detach(), "scl_weight": beta}
+            terms |= {"scl_loss": consistency.detach(), "scl_weight": loss.new_tensor(beta)}
+        if not math.isfinite(loss.detach()):
+            raise FloatingPointError(
+                f"the loss is {loss.item()} at step {self.state.step}, sigma "
+                f"{batch.sigma.tolist()}, clips {raw['clip_id']}; lower --learning_rate, use bf16, "
+                "or check these clips"
+            )
         return loss, terms
+
+    def _clip_gradient(self, raw: dict[str, Any]) -> None:
+        """Clip, and refuse a gradient that would ruin the weights; fp16 skips such steps itself."""
+        accelerator = self.accelerator
+        norm = accelerator.clip_grad_norm_(self.trained, self.options.max_grad_norm or math.inf)
+        if accelerator.scaler is None and norm is not None and not math.isfinite(norm):
+            raise FloatingPointError(
+                f"the gradient norm is {float(norm)} at step {self.state.step}, clips "
+                f"{raw['clip_id']}; lower --learning_rate or check these clips"
+            )
+
+    def _autocast(self) -> Any:
+        """Accelerate's autocast; under DeepSpeed, which only stores the weights in half, ours."""
+        accelerator = self.accelerator
+        if accelerator.distributed_type != DistributedType.DEEPSPEED:
+            return accelerator.autocast()
+        dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(accelerator.mixed_precision)
+        return torch.autocast(accelerator.device.type, dtype, enabled=dtype is not None)
 
     @torch.no_grad()
     def _noisy_batch(self, raw: dict[str, Any]) -> NoisyBatch:
@@ -285,7 +352,7 @@ class Trainer:
         accelerator = self.accelerator
         if accelerator.is_main_process or self.is_sharded:  # split weights need all processes
             self.pipeline.unet.eval()
-            with self.average.applied(), accelerator.autocast():
+            with self.average.applied(), self._autocast():
                 self.validator.write_videos(self.pipeline, self.output, self.state.step)
                 values = self.validator.measure(self.pipeline, self.output, self.state.step)
                 if values:

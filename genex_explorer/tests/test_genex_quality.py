@@ -1,0 +1,66 @@
+"""The embedded checkpoint reaches what the README states, in places it was never trained on."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from genex_explorer.embedded import TINY_ASSETS
+from genex_explorer.explorer import TINY_SETTINGS, open_pipeline
+from genex_explorer.paths import trace
+from genex_explorer.quality import (
+    evaluate_clips,
+    evaluate_loops,
+    find_loop,
+    loop_moves,
+    summarize,
+)
+from genex_explorer.walk import WalkSettings
+
+SETTINGS = WalkSettings(**TINY_SETTINGS)
+
+
+@pytest.fixture(scope="module")
+def pipeline() -> Any:
+    pipeline = open_pipeline(str(TINY_ASSETS), device="cpu")
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+def test_clips_beat_the_copied_frame_and_come_near_the_vae(pipeline: Any) -> None:
+    rows = evaluate_clips(pipeline, SETTINGS, {"room": 4, "corridor": 2, "outdoor": 2})
+    values = summarize(rows)["all"]
+    assert values["psnr"] > values["copy_first"] + 3
+    assert values["psnr"] > values["vae_ceiling"] - 1.3
+    assert values["seam_ratio"] < 1.3
+
+
+def test_loops_are_nearer_to_the_truth_than_a_turned_start(pipeline: Any) -> None:
+    values = summarize(evaluate_loops(pipeline, SETTINGS, {"room": 1, "corridor": 1, "outdoor": 1}))
+    assert values["all"]["psnr"] > values["all"]["turned"]
+    assert values["all"]["closing"] > 12
+
+
+def test_the_loop_comes_back_to_its_start() -> None:
+    end = trace(loop_moves())[-1]
+    assert (end.x_m, end.z_m, end.heading_deg) == pytest.approx((0, 0, 0), abs=1e-9)
+    place = find_loop("room", 0, 3)
+    again = find_loop("room", 0, 3)
+    assert np.array_equal(place.start.t.numpy(), again.start.t.numpy())
+
+
+def test_size_and_origin_of_the_shipped_files() -> None:
+    files = [path for path in TINY_ASSETS.rglob("*") if path.is_file()]
+    assert sum(path.stat().st_size for path in files) <= 10e6
+    assert (TINY_ASSETS / "README.md").is_file()
+    for path in TINY_ASSETS.rglob("*.json"):
+        assert "_name_or_path" not in path.read_text(encoding="utf-8")
+
+
+def test_stock_pipeline_reads_it() -> None:
+    from diffusers import DiffusionPipeline, StableVideoDiffusionPipeline
+
+    pipeline: Any = DiffusionPipeline.from_pretrained(TINY_ASSETS, dtype=torch.float32)
+    assert type(pipeline) is StableVideoDiffusionPipeline
+    assert all(torch.isfinite(p).all() for p in pipeline.unet.parameters())
