@@ -13,7 +13,7 @@ def build_parser() -> argparse.ArgumentParser:
     """Flags of the quality report."""
     parser = Parser(prog="evaluate/tiny_quality.py", description=__doc__)
     parser.add_argument("--model", help="folder of a pipeline (default: the embedded one)")
-    parser.add_argument("--num_inference_steps", type=int, help="denoising steps (default: 8)")
+    parser.add_argument("--num_inference_steps", type=int, help="denoising steps (default: 3)")
     parser.add_argument("--seam_mode", choices=("none", "decode", "vae"), default="vae")
     parser.add_argument("--json", type=Path, help="also write the numbers of every clip and loop")
     parser.add_argument("-v", "--verbose", action="store_true")
