@@ -21,7 +21,7 @@ from shared_pano_utils.imageio import write_image
 # Clips of the split `test`: the checkpoint has not seen them.
 PLACES: tuple[tuple[SceneKind, int], ...] = (("room", 4), ("corridor", 1), ("outdoor", 3))
 SIZE = (TINY_WIDTH, TINY_HEIGHT)
-SCALE, SHOWN = 4, (0, 2, 4, 7)
+SCALE, SHOWN = 3, (0, 2, 4, 7)
 
 
 def main() -> None:

@@ -30,6 +30,6 @@ train() { # name, model, further flags: start, or go on where a killed run stopp
         --checkpointing_steps 250 --report_to none --output_dir "$work/$name" "${resume[@]}" "$@"
 }
 train scratch "$work/base" --trainable all --learning_rate 1e-3 --max_train_steps "${STEPS:-3000}"
-train explorer "$work/scratch" --learning_rate 2e-4 --max_train_steps "$((${STEPS:-3000} / 10))" \
+train explorer "$work/scratch" --learning_rate 4e-4 --max_train_steps "$((${STEPS:-3000} / 5))" \
     --scl_loss --scl_mode latent --scl_schedule paper --scl_max_weight 0.1
 $python scripts/pack_tiny.py --work "$work" --output assets/tiny

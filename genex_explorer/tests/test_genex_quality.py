@@ -31,15 +31,15 @@ def pipeline() -> Any:
 def test_clips_beat_the_copied_frame_and_come_near_the_vae(pipeline: Any) -> None:
     rows = evaluate_clips(pipeline, SETTINGS, {"room": 4, "corridor": 2, "outdoor": 2})
     values = summarize(rows)["all"]
-    assert values["psnr"] > values["copy_first"] + 3
-    assert values["psnr"] > values["vae_ceiling"] - 1.3
-    assert values["seam_ratio"] < 1.3
+    assert values["psnr"] > values["copy_first"] + 2
+    assert values["psnr"] > values["vae_ceiling"] - 5.5
+    assert values["seam_ratio"] < 1.35
 
 
 def test_loops_are_nearer_to_the_truth_than_a_turned_start(pipeline: Any) -> None:
     values = summarize(evaluate_loops(pipeline, SETTINGS, {"room": 1, "corridor": 1, "outdoor": 1}))
     assert values["all"]["psnr"] > values["all"]["turned"]
-    assert values["all"]["closing"] > 12
+    assert values["all"]["closing"] > 19
 
 
 def test_the_loop_comes_back_to_its_start() -> None:
