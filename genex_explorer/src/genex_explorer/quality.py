@@ -195,7 +195,7 @@ def _true_frame(place: Place, pose: Pose, settings: WalkSettings) -> np.ndarray:
 def _at_model_size(erp: np.ndarray, settings: WalkSettings) -> np.ndarray:
     """Reduced as the frames of training are."""
     size = (settings.width, settings.height)
-    return np.asarray(Image.fromarray(erp).resize(size, Image.Resampling.BICUBIC))
+    return np.array(Image.fromarray(erp).resize(size, Image.Resampling.BICUBIC))
 
 
 def _unit(frames: np.ndarray) -> Tensor:
