@@ -33,6 +33,7 @@ logger = logging.getLogger(__name__)
 CONTEXT_WIDTH, ID_WIDTH = 32, 32
 LOG_VARIANCE = -6.0  # of the posterior: deviation 0.05, where latents have one of about 3
 PARTNER = 2.0  # constant channels beside a signal, about as large as it
+COPY_PARTNER = 4.0  # larger: the norm of the last layer of the UNet should change nothing
 LINEAR_AT = 4.0  # where SiLU is nearly a straight line
 LATENT_WEIGHT = 1e-4  # keeps the latents from growing
 LATENT_NOISE = 0.1  # in units of their deviation
@@ -41,12 +42,15 @@ CLIP_STD = [0.26862954, 0.26130258, 0.27577711]
 
 
 def tiny_unet() -> UNetSpatioTemporalConditionModel:
-    """Random UNet: stock class, two levels; as in SVD the deepest one has no attention."""
+    """Random UNet: stock class, two levels; as in SVD the deepest one has no attention.
+
+    The way up has none at all, which leaves room in 10 MB for the width of the first level.
+    """
     return UNetSpatioTemporalConditionModel(
         sample_size=TINY_HEIGHT // 4,
         down_block_types=("CrossAttnDownBlockSpatioTemporal", "DownBlockSpatioTemporal"),
-        up_block_types=("UpBlockSpatioTemporal", "CrossAttnUpBlockSpatioTemporal"),
-        block_out_channels=(64, 64),
+        up_block_types=("UpBlockSpatioTemporal", "UpBlockSpatioTemporal"),
+        block_out_channels=(96, 32),
         layers_per_block=1,
         num_attention_heads=(4, 4),
         cross_attention_dim=CONTEXT_WIDTH,
@@ -110,6 +114,42 @@ def start_as_pooling(vae: Any) -> None:
     vae.quant_conv.bias.zero_()
     torch.nn.init.dirac_(vae.decoder.time_conv_out.weight)
     vae.decoder.time_conv_out.bias.zero_()
+
+
+@torch.no_grad()
+def start_as_copy(unet: Any, scaling_factor: float) -> None:
+    """Set weights so that the UNet predicts the first frame in every frame.
+
+    Residual branches start at zero and the skip connections are passed on, so that the noisy and
+    the conditioning latents reach the last norm beside their constant partners, see
+    `start_as_pooling`. There the output is the v-prediction of a clip that stands still, exact for
+    large noise. Training then learns the motion instead of the pictures.
+
+    Args:
+        unet: of two levels, its first of at least 96 channels.
+        scaling_factor: of the VAE; conditioning latents come without it.
+    """
+    for name, module in unet.named_modules():
+        if name.endswith(("conv2", "proj_out")):
+            torch.nn.init.zeros_(module.weight)
+            torch.nn.init.zeros_(module.bias)
+    for resnet in unet.up_blocks[-1].resnets:
+        shortcut = resnet.spatial_res_block.conv_shortcut
+        shortcut.weight.zero_()
+        shortcut.bias.zero_()
+        torch.nn.init.eye_(shortcut.weight[:, -shortcut.out_channels :, 0, 0])
+    latents = unet.config.out_channels
+    conv, norm, out = unet.conv_in, unet.conv_norm_out, unet.conv_out
+    for i in range(2 * latents):
+        conv.weight[3 * i : 3 * i + 3] = 0
+        conv.weight[3 * i, i, 1, 1] = 1 if i < latents else scaling_factor
+        conv.bias[3 * i : 3 * i + 3] = torch.tensor([0, COPY_PARTNER, -COPY_PARTNER])
+        norm.weight[3 * i] = COPY_PARTNER * (2 / 3) ** 0.5  # undoes the norm
+        norm.bias[3 * i] = LINEAR_AT
+    out.weight.zero_()
+    for i in range(latents):
+        out.weight[i, 3 * (latents + i), 1, 1] = -1
+        out.bias[i] = F.silu(torch.tensor(LINEAR_AT))
 
 
 def _pass_on(conv: Any, kernel: Tensor, spread: int = 1) -> None:
