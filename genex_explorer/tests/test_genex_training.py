@@ -510,18 +510,6 @@ def test_weights_never_become_nan(
     assert not list((tmp_path / "run").glob("checkpoint-*"))
 
 
-def test_token_is_written_nowhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from genex_explorer.runinfo import write_run_info
-
-    monkeypatch.setattr(
-        sys, "argv", ["train", "--hub_token", "hf_1", "--hub_token=hf_2", "--seed=1"]
-    )
-    write_run_info(tmp_path, {"hub_token": "hf_1", "seed": 1})
-    text = (tmp_path / "run.json").read_text()
-    assert "hf_" not in text
-    assert "--seed=1" in text
-
-
 def test_error_in_a_worker_is_one_line(
     micro_model: Path, micro_clips: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -1,0 +1,1 @@
+"""Command lines; each has a thin entry point at the root of the subproject."""

@@ -1,56 +1,19 @@
-"""What every command shares: flags, logging, one-line errors, exit codes."""
+"""What every command shares: flags, one-line errors and exit codes, input images."""
 
-import argparse
-import logging
-import sys
+import functools
 from collections import Counter
-from collections.abc import Callable
 from pathlib import Path
-from typing import NoReturn
 
-USER_ERRORS = (ValueError, FileNotFoundError, FloatingPointError, OSError, ImportError)
+from shared_pano_utils import commands
+from shared_pano_utils.commands import Parser
 
+__all__ = ["Parser", "find_inputs", "run_cli"]
 
-class Parser(argparse.ArgumentParser):
-    """`ArgumentParser` whose errors are one line: the usage of 80 flags would hide them."""
-
-    def error(self, message: str) -> NoReturn:
-        """Print the line and exit with code 2."""
-        self.exit(2, f"error: {message} (see {self.prog} --help)\n")
-
-
-def run_cli(command: Callable[[], int], *, verbose: bool = False) -> int:
-    """Run a command; what a user can mend becomes one line on stderr and exit code 2.
-
-    `verbose` shows the traceback and informational messages instead.
-    """
-    logging.basicConfig(
-        level=logging.INFO if verbose else logging.WARNING,
-        format="%(levelname)s %(name)s: %(message)s",
-    )
-    try:
-        return command()
-    except USER_ERRORS as error:
-        if verbose:
-            logging.exception("failed")
-        else:
-            text = str(error)
-            if text.startswith("Caught "):  # in a worker of the loader, with its traceback
-                text = text.rstrip().splitlines()[-1].partition(": ")[2]
-            print(f"error: {' '.join(text.split()) or type(error).__name__}", file=sys.stderr)
-        return 2
-    except RuntimeError as error:
-        if type(error).__name__ != "OutOfMemoryError":  # torch's, which may not be imported yet
-            raise
-        print(
-            "error: the device is out of memory; use --gradient_checkpointing, --use_8bit_adam or "
-            "--latent_cache in training; --offload, a smaller --batch_size or --decode_chunk elsewhere",
-            file=sys.stderr,
-        )
-        return 2
-    except KeyboardInterrupt:
-        print("interrupted; finished files are kept, run the same command again", file=sys.stderr)
-        return 130
+run_cli = functools.partial(
+    commands.run_cli,
+    out_of_memory="use --gradient_checkpointing, --use_8bit_adam or --latent_cache in training; "
+    "--offload, a smaller --batch_size or --decode_chunk elsewhere",
+)
 
 
 def find_inputs(sources: list[str]) -> list[Path]:

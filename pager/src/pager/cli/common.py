@@ -1,45 +1,17 @@
-"""What every command shares: logging, one-line errors, exit codes."""
+"""What every command shares: one-line errors and exit codes, flags from a YAML file."""
 
 import argparse
 import difflib
-import logging
-import sys
-from collections.abc import Callable
+import functools
 from pathlib import Path
 from typing import Any
 
-USER_ERRORS = (ValueError, FileNotFoundError, FloatingPointError, OSError, ImportError)
+from shared_pano_utils import commands
 
-
-def run_cli(command: Callable[[], int], *, verbose: bool = False) -> int:
-    """Run a command; what a user can mend becomes one line on stderr and exit code 2.
-
-    `verbose` shows the traceback and informational messages instead.
-    """
-    logging.basicConfig(
-        level=logging.INFO if verbose else logging.WARNING,
-        format="%(levelname)s %(name)s: %(message)s",
-    )
-    try:
-        return command()
-    except USER_ERRORS as error:
-        if verbose:
-            logging.exception("failed")
-        else:
-            print(f"error: {' '.join(str(error).split()) or type(error).__name__}", file=sys.stderr)
-        return 2
-    except RuntimeError as error:
-        if type(error).__name__ != "OutOfMemoryError":  # torch's, which may not be imported yet
-            raise
-        print(
-            "error: the device is out of memory; use --precision bfloat16, a smaller --face_size, "
-            "--batch_size 1 or --device cpu",
-            file=sys.stderr,
-        )
-        return 2
-    except KeyboardInterrupt:
-        print("interrupted; finished files are kept, run the same command again", file=sys.stderr)
-        return 130
+run_cli = functools.partial(
+    commands.run_cli,
+    out_of_memory="use --precision bfloat16, a smaller --face_size, --batch_size 1 or --device cpu",
+)
 
 
 def read_flag_values(path: str, parser: argparse.ArgumentParser) -> dict[str, Any]:
