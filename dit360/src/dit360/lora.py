@@ -18,8 +18,9 @@ from huggingface_hub.errors import EntryNotFoundError, HFValidationError, Reposi
 from peft import LoraConfig
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from shared_pano_utils.imageio import atomic_path, write_json
 from torch import Tensor
+
+from shared_pano_utils.imageio import atomic_path, write_json
 
 logger = logging.getLogger(__name__)
 
@@ -330,7 +331,7 @@ def save_lora(
         EXTRA_KEY: json.dumps(extra),
     }
     path = folder / WEIGHTS_NAME
-    write_json(folder / CONFIG_NAME, options)
     with atomic_path(path) as temporary:
         save_file(tensors, temporary, metadata=header)
+    write_json(folder / CONFIG_NAME, options)
     return path

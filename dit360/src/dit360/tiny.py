@@ -5,6 +5,7 @@ worlds of `dit360.captions`, but neither wrap padding nor the yaw and cube losse
 the LoRA that `train.py` trains on top of it.
 """
 
+import warnings
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -27,6 +28,7 @@ from shared_pano_utils.imageio import atomic_path
 LOG_VARIANCE = -6.0  # of the posterior: deviation 0.05, where latents have one of about 1
 LATENT_NOISE = 0.1  # in units of their deviation
 LATENT_WEIGHT = 1e-3  # keeps the latents from growing
+SAVE_EVERY = 500  # steps of the training of the base
 
 
 class Sizes(NamedTuple):
@@ -276,7 +278,7 @@ def train_base(
         average.update_parameters(parts)
         if step % 20 == 0:
             bar.set_postfix_str(f"loss {loss.item():.3f}")
-        if state_file is not None and (step + 1) % 500 == 0:
+        if state_file is not None and (step + 1) % SAVE_EVERY == 0:
             with atomic_path(state_file) as path:
                 torch.save(
                     {"step": step + 1} | {k: v.state_dict() for k, v in trained.items()}, path
@@ -318,7 +320,8 @@ def _flow_loss(
     grid = (height // 2, width // 2)
     ids = FluxPipeline._prepare_latent_image_ids(count, *grid, clean.device, clean.dtype)
     guidance = 1 + 3 * torch.rand(count, generator=generator)
-    with torch.autocast("cpu", torch.bfloat16):
+    with torch.autocast("cpu", torch.bfloat16), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Mismatch dtype")  # of norms: fp32 weights
         velocity = pipeline.transformer(
             hidden_states=FluxPipeline._pack_latents(noisy, count, 16, height, width),
             timestep=sigma,

@@ -15,8 +15,8 @@ from dit360.data.rows import (
     Row,
     scan_rows,
     summarize,
+    write_report,
 )
-from shared_pano_utils.imageio import atomic_path
 
 _DIMMED = 0.25  # brightness of what is not supervised, in the preview
 _GAP_PX = 6
@@ -53,8 +53,7 @@ def check_source(
         problems += find_problems(rows, workers=workers)
     if problems:
         if report is not None:
-            with atomic_path(report) as path:
-                path.write_text("".join(f"{problem}\n" for problem in problems), encoding="utf-8")
+            write_report(report, problems)
         raise ValueError(summarize(problems, report))
     if not rows:
         raise ValueError(f"{source} holds no row; pass another data set")
@@ -85,7 +84,9 @@ def find_problem(row: Row) -> str | None:
     if mask.width != 2 * mask.height:
         return f"mask is {mask.width}x{mask.height}, its width must be twice its height"
     if np.asarray(mask).max() <= SUPERVISED_ABOVE:
-        return "mask is nowhere white (> 128), so nothing is supervised; white is what is trained on"
+        return (
+            "mask is nowhere white (> 128), so nothing is supervised; white is what is trained on"
+        )
     return None
 
 
@@ -116,7 +117,9 @@ def preview_sheet(
     for k, row in enumerate(chosen):
         x, y = k % columns * cell[0], k // columns * cell[1]
         sheet.paste(_tile(row, height), (x, y))
-        for number, line in enumerate(_two_lines(row.caption, partial(draw.textlength, font=font), 2 * height)):
+        for number, line in enumerate(
+            _two_lines(row.caption, partial(draw.textlength, font=font), 2 * height)
+        ):
             draw.text((x, y + height + 2 + number * (_TEXT_PX + 2)), line, "black", font)
     return np.asarray(sheet)
 

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import Image
 
-from shared_pano_utils.imageio import decode_image, read_image
+from shared_pano_utils.imageio import atomic_path, decode_image, read_image
 
 SHOWN_PROBLEMS = 5
 SUPERVISED_ABOVE = 128  # of 255; white is supervised
@@ -116,9 +116,7 @@ def open_rows(source: str | Path, *, need_mask: bool = False) -> list[Row]:
     return rows
 
 
-def scan_rows(
-    source: str | Path, *, need_mask: bool = False
-) -> tuple[list[Row], list[Problem]]:
+def scan_rows(source: str | Path, *, need_mask: bool = False) -> tuple[list[Row], list[Problem]]:
     """Read all rows as `open_rows`, and say which are unusable instead of raising."""
     rows, problems = [], []
     for where, values, folder in _read_records(source):
@@ -136,6 +134,12 @@ def summarize(problems: list[Problem], report: Path | None = None) -> str:
     more = f"; and {rest} more" if rest > 0 else ""
     listed = f" (all in {report})" if report is not None else ""
     return f"{len(problems)} unusable rows: {shown}{more}{listed}; mend or remove them"
+
+
+def write_report(path: Path, problems: list[Problem]) -> None:
+    """List all problems in a text file, a line each."""
+    with atomic_path(path) as temporary:
+        temporary.write_text("".join(f"{problem}\n" for problem in problems), encoding="utf-8")
 
 
 def longest_caption(value: Any) -> str:
@@ -167,18 +171,19 @@ Record = tuple[str, Mapping[str, Any] | str, Path]  # name, values or the reason
 def _read_records(source: str | Path) -> Iterator[Record]:
     path = Path(source)
     if path.is_dir() and (path / _METADATA_NAME).is_file():
-        return _read_jsonl(path / _METADATA_NAME)
+        return read_jsonl(path / _METADATA_NAME)
     if path.is_file() and path.suffix != ".parquet":
         if path.suffix not in (".jsonl", ".json"):
             raise ValueError(
                 f"{path} is a {path.suffix or 'file without suffix'}, expected .jsonl, .parquet or "
                 "a folder; make a jsonl with prepare_data.py"
             )
-        return _read_jsonl(path)
+        return read_jsonl(path)
     return _read_table(str(source))
 
 
-def _read_jsonl(path: Path) -> Iterator[Record]:
+def read_jsonl(path: Path) -> Iterator[Record]:
+    """Objects of a jsonl file with the name of their line; a text where a line is no object."""
     with path.open(encoding="utf-8") as file:
         for number, line in enumerate(file, start=1):
             if not line.strip():

@@ -1,11 +1,11 @@
 """Finding images and the captions that belong to them, as users keep them."""
 
 import csv
-import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
-from dit360.data.rows import longest_caption
+from dit360.data.rows import longest_caption, read_jsonl
 from shared_pano_utils.imageio import IMAGE_SUFFIXES
 
 _METADATA = ("metadata.jsonl", "metadata.csv")
@@ -88,23 +88,30 @@ def _read_captions(place: Path) -> dict[str, str]:
 
 
 def _read_table(path: Path) -> dict[str, str]:
-    with path.open(encoding="utf-8", newline="") as file:
-        if path.suffix == ".csv":
-            records = list(csv.DictReader(file))
-        elif path.suffix == ".jsonl":
-            records = [json.loads(line) for line in file if line.strip()]
-        else:
-            raise ValueError(f"captions {path}: expected .jsonl, .csv or a folder of .txt files")
     table = {}
-    for number, record in enumerate(records, start=1):
+    for where, record in _read_records(path):
         image = record.get("image") or record.get("file_name")
         if not image:
             raise ValueError(
-                f"{path.name} entry {number} has the keys {', '.join(record)}; it needs image (or "
-                "file_name) and caption"
+                f"{where} has the keys {', '.join(record)}; it needs image (or file_name) and "
+                "caption"
             )
         try:
             table[Path(image).name] = longest_caption(record.get("caption"))
         except ValueError as error:
-            raise ValueError(f"{path.name} entry {number}: {error}") from error
+            raise ValueError(f"{where}: {error}") from error
     return table
+
+
+def _read_records(path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    if path.suffix == ".jsonl":
+        for where, values, _ in read_jsonl(path):
+            if isinstance(values, str):
+                raise ValueError(f"{where}: {values}")
+            yield where, values
+    elif path.suffix == ".csv":
+        with path.open(encoding="utf-8", newline="") as file:
+            for number, values in enumerate(csv.DictReader(file), start=1):
+                yield f"{path.name} entry {number}", values
+    else:
+        raise ValueError(f"captions {path}: expected .jsonl, .csv or a folder of .txt files")

@@ -1,0 +1,66 @@
+"""A jsonl file that grows while its images are made, so that an interrupted run goes on."""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from dit360.data.rows import read_jsonl
+from shared_pano_utils.imageio import atomic_path
+
+Record = Mapping[str, Any]  # at least "image", a path relative to the folder of the file
+
+
+class Journal:
+    """Records of finished images: kept beside the final file, and moved there at the end.
+
+    A record holds the options that made its image, so changed options make it again.
+    """
+
+    def __init__(self, path: Path, *, overwrite: bool = False) -> None:
+        """Read what earlier runs have finished.
+
+        Args:
+            path: final jsonl file; its folder is made.
+            overwrite: begin anew.
+        """
+        self.path = path
+        self._part = path.with_name(f"{path.name}.part")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if overwrite:
+            self._part.unlink(missing_ok=True)
+        known = [] if overwrite else [path, self._part]
+        self._finished = {
+            values["image"]: values
+            for file in known
+            if file.is_file()
+            for _, values, _ in read_jsonl(file)
+            if not isinstance(values, str) and "image" in values  # a line may be torn by a crash
+        }
+
+    def is_finished(self, record: Record) -> bool:
+        """Whether its image was made with the same options and is still there."""
+        files = [self.path.parent / record[key] for key in ("image", "mask") if record.get(key)]
+        return self._finished.get(record["image"]) == record and all(
+            file.is_file() for file in files
+        )
+
+    def add(self, record: Record) -> None:
+        """Note a finished image."""
+        with self._part.open("a", encoding="utf-8") as file:
+            file.write(_line(record))
+
+    def close(self, records: Sequence[Record]) -> None:
+        """Write the final file with exactly these records."""
+        write_jsonl(self.path, records)
+        self._part.unlink(missing_ok=True)
+
+
+def write_jsonl(path: Path, records: Sequence[Record]) -> None:
+    """Write one JSON object in each line."""
+    with atomic_path(path) as temporary:
+        temporary.write_text("".join(map(_line, records)), encoding="utf-8")
+
+
+def _line(record: Record) -> str:
+    return json.dumps(record, ensure_ascii=False, allow_nan=False) + "\n"

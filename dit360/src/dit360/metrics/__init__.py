@@ -1,0 +1,1 @@
+"""Evaluation of panoramas: seams, Frechet distances of several views, text alignment."""
