@@ -1,5 +1,6 @@
 """`DiT360Pipeline` against the stock pipeline and against a sampler written out here."""
 
+import itertools
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -83,7 +84,7 @@ def reference(
     shift = math.exp(slope * x.shape[1] + 0.5 - 256 * slope)
     linear = np.linspace(1, 1 / steps, steps)
     sigmas = [*(shift / (shift + 1 / linear - 1)), 0.0]
-    for sigma, following in zip(sigmas[:-1], sigmas[1:], strict=True):
+    for sigma, following in itertools.pairwise(sigmas):
         velocity, other = (
             stock.transformer(
                 hidden_states=x,
@@ -156,7 +157,7 @@ def test_without_padding_it_is_the_stock_pipeline(
 def test_positional_and_default_arguments(pipeline: DiT360Pipeline) -> None:
     seen = []
 
-    def stop(pipe: Any, step: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
+    def stop(pipe: Any, _step: int, _time: Any, tensors: dict[str, Any]) -> dict[str, Any]:
         seen.append(tensors["latents"].shape[1])
         pipe._interrupt = True
         return tensors
@@ -216,7 +217,7 @@ def test_sizes_are_rounded_down(pipeline: DiT360Pipeline) -> None:
 def test_callbacks_see_and_return_padded_tokens(pipeline: DiT360Pipeline) -> None:
     shapes = []
 
-    def zero(pipe: Any, step: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
+    def zero(_pipe: Any, step: int, _time: Any, tensors: dict[str, Any]) -> dict[str, Any]:
         shapes.append(tuple(tensors["latents"].shape))
         return {"latents": torch.zeros_like(tensors["latents"])} if step == 2 else {}
 

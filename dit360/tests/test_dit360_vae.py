@@ -47,7 +47,7 @@ def random(*shape: int, seed: int = 0) -> torch.Tensor:
 
 
 def largest(a: torch.Tensor, b: torch.Tensor) -> float:
-    return float((a - b).abs().max())
+    return (a - b).abs().max().item()
 
 
 # ---- padding ------------------------------------------------------------------------------------
@@ -231,7 +231,7 @@ def test_wide_tiles_are_the_whole(circular: AutoencoderKL) -> None:
 def test_circular_again_after_an_error(
     circular: AutoencoderKL, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def fail(*args: object, **kwargs: object) -> None:
+    def fail(*_: object, **__: object) -> None:
         raise RuntimeError("out of memory")
 
     monkeypatch.setattr(circular, "decode", fail)
@@ -240,7 +240,7 @@ def test_circular_again_after_an_error(
     assert vae_module.is_circular(circular)
 
 
-def test_tile_mistakes(stock: AutoencoderKL, circular: AutoencoderKL) -> None:
+def test_tile_mistakes(circular: AutoencoderKL) -> None:
     latents = random(1, 16, 4, 12)
     with pytest.raises(ValueError, match="tile_columns is 3; use 4 or more"):
         decode(circular, latents, tile_columns=3)

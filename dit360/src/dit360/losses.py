@@ -36,6 +36,9 @@ class FlowLosses(NamedTuple):
 def yaw_residual(residual: Tensor, angles_deg: Tensor, grid: AuxGrid = "original") -> Tensor:
     """Turn panoramas about the vertical; column j of the result lies at longitude j + angle.
 
+    With the "original" grid the first and the last row are turned by 180 degrees more: in float32
+    the cosine of +-90 degrees is slightly negative, and the released code takes it as it is.
+
     Args:
         residual: (B, C, h, w), float32.
         angles_deg: (B,) one for each sample, on the CPU.
@@ -49,14 +52,12 @@ def yaw_residual(residual: Tensor, angles_deg: Tensor, grid: AuxGrid = "original
     height, width = residual.shape[-2:]
     period = width - 1 if grid == "original" else width
     shift = angles_deg.double()[:, None] / 360 * period
-    columns = torch.remainder(torch.arange(width, dtype=torch.float64) + shift, period)
     rows = torch.arange(height, dtype=torch.float64)
+    at_pole = (rows == 0) | (rows == height - 1)
+    flip = at_pole * (period / 2) if grid == "original" else torch.zeros_like(rows)
+    columns = torch.arange(width, dtype=torch.float64) + flip[:, None] + shift[..., None]
     place = torch.stack(
-        [
-            columns[:, None, :].expand(-1, height, -1),
-            rows[None, :, None].expand(len(columns), -1, width),
-        ],
-        -1,
+        torch.broadcast_tensors(torch.remainder(columns, period), rows[:, None]), -1
     )  # [b, h, w, 2]
     return _sample(residual, _normalise(place, height, width, grid).to(residual.device), grid)
 

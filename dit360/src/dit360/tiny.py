@@ -209,7 +209,7 @@ def _vae_loss(vae: Any, pixels: Tensor, generator: torch.Generator) -> tuple[Ten
 
 
 @torch.no_grad()
-def encode_means(vae: Any, images: np.ndarray, batch: int = 32) -> Tensor:
+def encode_means(vae: Any, images: np.ndarray, batch: int = 4) -> Tensor:
     """Posterior means (N, 16, H/8, W/8), not scaled, of (N, H, W, 3) uint8."""
     parts = []
     for start in range(0, len(images), batch):

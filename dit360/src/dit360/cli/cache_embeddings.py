@@ -21,7 +21,9 @@ def build_parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     parser.add_argument("--prompt_file", type=Path, help="a prompt in each line, or jsonl (prompt)")
     parser.add_argument("--prompt", nargs="+", default=[], help="prompts; '' is the empty one")
-    parser.add_argument("--no_trigger", action="store_true", help="prompts as they are")
+    parser.add_argument(
+        "--no_trigger", dest="trigger", action="store_false", help="take prompts as they are"
+    )
     parser.add_argument("--output", type=Path, default=Path("text_cache"), metavar="DIR")
     parser.add_argument(
         "--pretrained_model_name_or_path", default=MODEL, help="default: %(default)s"
@@ -92,42 +94,29 @@ def _read_captions(sources: list[str]) -> list[str]:
 
 
 def _read_prompts(args: argparse.Namespace) -> list[str]:
-    """Prompts as inference.py would send them: with the trigger."""
-    from dit360.captions import TRIGGER
-    from dit360.data.rows import read_jsonl
+    """Prompts as inference.py sends them: with the trigger; the empty one stays empty."""
+    from dit360.cli.inference import read_prompts
+    from dit360.generate import with_trigger
 
     prompts = list(args.prompt)
-    if args.prompt_file is not None and args.prompt_file.suffix == ".jsonl":
-        for where, values, _ in read_jsonl(args.prompt_file):
-            if isinstance(values, str) or not isinstance(values.get("prompt"), str):
-                raise ValueError(f"{where}: expected an object with the key prompt")
-            prompts.append(values["prompt"])
-    elif args.prompt_file is not None:
-        lines = args.prompt_file.read_text(encoding="utf-8").splitlines()
-        prompts += [line.strip() for line in lines if line.strip()]
-    if args.no_trigger:
+    if args.prompt_file is not None:
+        prompts += [prompt.text for prompt in read_prompts(args.prompt_file)]
+    if not args.trigger:
         return prompts
-    is_plain = [not text or text.startswith(TRIGGER) for text in prompts]
-    return [
-        text if plain else f"{TRIGGER} {text}"
-        for text, plain in zip(prompts, is_plain, strict=True)
-    ]
+    return [with_trigger(prompt) if prompt else "" for prompt in prompts]
 
 
 def _load_encoders(args: argparse.Namespace):
     """A FluxPipeline with nothing but its text encoders."""
-    import torch
     from diffusers import FluxPipeline
 
-    device = args.device
-    if device == "auto":
-        device = torch.accelerator.current_accelerator(check_available=True) or "cpu"
-    device = torch.device(device)
-    chosen = DTYPES.get(args.dtype, "float32" if device.type == "cpu" else "bfloat16")
+    from dit360.memory import choose_device, choose_dtype
+
+    device = choose_device(args.device)
     return FluxPipeline.from_pretrained(
         args.pretrained_model_name_or_path,
         transformer=None,
         vae=None,
-        torch_dtype=getattr(torch, chosen),
+        dtype=choose_dtype(args.dtype, device),
         token=args.token,
     ).to(device)

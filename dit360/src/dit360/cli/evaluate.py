@@ -8,8 +8,6 @@ from typing import TYPE_CHECKING, Any
 from shared_pano_utils.commands import Parser, run_cli
 
 if TYPE_CHECKING:
-    import torch
-
     from dit360.metrics.scores import Side
 
 PACKAGES = (
@@ -38,7 +36,7 @@ metrics (--metrics; "all" leaves out what cannot be computed and says why):
     fid_horizon   8 views around the horizon; fid_crops: 20 random views of 90 degrees
     fid_seam      a view centred on the border
   kid, inception_score   of whole panoramas, with the same network
-  clip_score      100 cos(image, caption); needs --captions
+  clip_score      100 cos(image, caption)
   faed            Frechet distance of the panorama auto-encoder of PanFusion; needs --faed_weights
   frechet_random  as fid, and with the same endings, with a random network: needs no weights,
                   compares only within one run
@@ -60,7 +58,8 @@ def build_parser() -> argparse.ArgumentParser:
     sets.add_argument(
         "--captions",
         type=Path,
-        help=".jsonl with image and caption, or .txt with one line per generated image",
+        help=".jsonl with image and caption, or .txt with one line per generated image (default: "
+        "the prompts that inference.py stored in them)",
     )
     sets.add_argument("--limit", type=int, help="use the first images of each set only")
     sets.add_argument(
@@ -123,17 +122,28 @@ def main(argv: list[str] | None = None) -> int:
 def _evaluate(args: argparse.Namespace) -> int:
     _check(args)
     from dit360.metrics.evaluation import evaluate
-    from dit360.metrics.images import check_counts, check_held_out, find_images, read_captions
+    from dit360.metrics.images import (
+        check_counts,
+        check_held_out,
+        find_images,
+        read_captions,
+        stored_captions,
+    )
     from dit360.metrics.report import Report, table, write_report
     from shared_pano_utils.runinfo import write_run_info
 
     settings = _settings(args)
     folders = _folders(args)
-    sets = {side: find_images(f, f"--{side}", args.limit) for side, f in folders.items()}
+    sets: dict[Side, list[Path]] = {
+        side: find_images(folder, f"--{side}", args.limit) for side, folder in folders.items()
+    }
     generated, reference = sets["generated"], sets.get("reference", [])
     if reference:
         check_counts(generated, reference)
-    captions = read_captions(args.captions, generated) if args.captions else []
+    if args.captions:
+        captions = read_captions(args.captions, generated)
+    else:
+        captions = stored_captions(generated) if "clip_score" in settings.metrics else []
     held_out = check_held_out(args.train_source, folders) if args.train_source else {}
     write_run_info(args.out, vars(args), PACKAGES)
     report = Report(
@@ -207,14 +217,14 @@ def _settings(args: argparse.Namespace) -> Any:
     )
 
 
-def _device(name: str) -> "torch.device":
+def _device(name: str) -> str:
     import torch
 
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     if name.startswith("cuda") and not torch.cuda.is_available():
         raise ValueError(f"--device {name}: there is no CUDA device; use auto or cpu")
-    return torch.device(name)
+    return name
 
 
 def _folders(args: argparse.Namespace) -> "dict[Side, Path]":

@@ -29,7 +29,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run a job; 0, 1 if images or rows are unusable (or sets overlap), 2 if nothing could start."""
+    """Run a job; 0, 1 if something is unusable (or sets overlap), 2 if nothing could start."""
     args = build_parser().parse_args(argv)
     return run_cli(lambda: args.run(args), verbose=args.verbose)
 

@@ -105,7 +105,8 @@ def _refine(args: argparse.Namespace) -> int:
             failed += 1
             print(f"failed: {image}: {' '.join(str(error).split())}", file=sys.stderr)
     print(
-        f"{args.output}: {len(todo) - failed} made, {len(images) - len(todo)} skipped, {failed} failed"
+        f"{args.output}: {len(todo) - failed} made, {len(images) - len(todo)} skipped, "
+        f"{failed} failed"
     )
     return int(failed > 0)
 
@@ -164,17 +165,13 @@ def _inpainters(args: argparse.Namespace) -> "Callable[[str], Inpainter] | None"
 
 
 def _load_model(args: argparse.Namespace):
-    import torch
-
     from dit360.data.poles import load_inpainting
+    from dit360.memory import choose_device, choose_dtype
 
-    device = args.device
-    if device == "auto":
-        device = torch.accelerator.current_accelerator(check_available=True) or "cpu"
-    device = torch.device(device)
-    dtypes = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
-    dtype = dtypes.get(args.dtype, torch.float32 if device.type == "cpu" else torch.bfloat16)
-    pipeline = load_inpainting(args.model, dtype)
+    device = choose_device(args.device)
+    if args.offload and device.type == "cpu":
+        raise ValueError("--offload moves idle parts off a GPU, the device is cpu; leave it out")
+    pipeline = load_inpainting(args.model, choose_dtype(args.dtype, device))
     pipeline.set_progress_bar_config(disable=True)
     if args.offload:
         pipeline.enable_model_cpu_offload(device=device)

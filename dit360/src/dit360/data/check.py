@@ -13,7 +13,6 @@ from dit360.data.rows import (
     SUPERVISED_ABOVE,
     Problem,
     Row,
-    scan_rows,
     summarize,
     write_report,
 )
@@ -23,41 +22,22 @@ _GAP_PX = 6
 _TEXT_PX = 12
 
 
-def check_source(
-    source: str | Path,
-    *,
-    need_mask: bool = False,
-    decode: bool = True,
-    workers: int = 2,
-    report: Path | None = None,
-) -> list[Row]:
-    """Open training data and look at every row of it.
+def check_rows(rows: Sequence[Row], *, workers: int = 2, report: Path | None = None) -> None:
+    """Read every image and mask of a data set, before anything is trained on it.
 
     Args:
-        source: as of `open_rows`.
-        need_mask: rows without mask are an error (photos on a canvas).
-        decode: read all images and masks, which finds damaged ones; False checks only captions
-            and that the files exist, in a second.
+        rows: data of `open_rows`, which has checked captions and that the files exist.
         workers: threads that decode.
         report: text file that lists all problems, a line each; not made if there are none.
 
-    Returns:
-        The rows.
-
     Raises:
-        FileNotFoundError: no such data.
         ValueError: rows are unusable: the first five are named, `report` has all.
     """
-    rows, problems = scan_rows(source, need_mask=need_mask)
-    if decode:
-        problems += find_problems(rows, workers=workers)
+    problems = find_problems(rows, workers=workers)
     if problems:
         if report is not None:
             write_report(report, problems)
         raise ValueError(summarize(problems, report))
-    if not rows:
-        raise ValueError(f"{source} holds no row; pass another data set")
-    return rows
 
 
 def find_problems(rows: Sequence[Row], *, workers: int = 2) -> list[Problem]:
@@ -129,9 +109,9 @@ def _tile(row: Row, height: int) -> Image.Image:
     image, mask = row.read_image().resize(size), row.read_supervised()
     if mask is None:
         return image
-    dark = image.point(lambda value: round(value * _DIMMED))
+    dark = image.point([round(value * _DIMMED) for value in range(256)] * 3)
     white = mask.resize(size, Image.Resampling.NEAREST).point(
-        lambda value: 255 * (value > SUPERVISED_ABOVE)
+        [255 * (value > SUPERVISED_ABOVE) for value in range(256)]
     )
     return Image.composite(image, dark, white)
 

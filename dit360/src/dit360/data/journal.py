@@ -8,40 +8,45 @@ from typing import Any
 from dit360.data.rows import read_jsonl
 from shared_pano_utils.imageio import atomic_path
 
-Record = Mapping[str, Any]  # at least "image", a path relative to the folder of the file
+Record = Mapping[str, Any]
 
 
 class Journal:
     """Records of finished images: kept beside the final file, and moved there at the end.
 
-    A record holds the options that made its image, so changed options make it again.
+    A record names its files, relative to the folder of the jsonl file, and holds the options that
+    made them, so that changed options make them again.
     """
 
-    def __init__(self, path: Path, *, overwrite: bool = False) -> None:
+    def __init__(
+        self, path: Path, *, files: Sequence[str] = ("image", "mask"), overwrite: bool = False
+    ) -> None:
         """Read what earlier runs have finished.
 
         Args:
             path: final jsonl file; its folder is made.
+            files: keys whose values are files; the first tells records apart.
             overwrite: begin anew.
         """
         self.path = path
+        self._files = tuple(files)
         self._part = path.with_name(f"{path.name}.part")
         path.parent.mkdir(parents=True, exist_ok=True)
         if overwrite:
             self._part.unlink(missing_ok=True)
         known = [] if overwrite else [path, self._part]
         self._finished = {
-            values["image"]: values
+            values[files[0]]: values
             for file in known
             if file.is_file()
             for _, values, _ in read_jsonl(file)
-            if not isinstance(values, str) and "image" in values  # a line may be torn by a crash
+            if not isinstance(values, str) and files[0] in values  # a line may be torn by a crash
         }
 
     def is_finished(self, record: Record) -> bool:
         """Whether its image was made with the same options and is still there."""
-        files = [self.path.parent / record[key] for key in ("image", "mask") if record.get(key)]
-        return self._finished.get(record["image"]) == record and all(
+        files = [self.path.parent / record[key] for key in self._files]
+        return self._finished.get(record[self._files[0]]) == record and all(
             file.is_file() for file in files
         )
 

@@ -65,10 +65,13 @@ def place_photo(
     Raises:
         ValueError: nothing of the mask is left.
     """
+    h, w = photo.shape[:2]
+    tangent = math.tan(math.radians(camera.fov_deg) / 2)
+    vertical_deg = 2 * math.degrees(math.atan(tangent * h / w))
     canvas, seen = perspective_to_erp(
-        _at_erp_resolution(photo, height, camera.fov_deg),
+        _at_erp_resolution(photo, height, tangent),
         (height, 2 * height),
-        fov=camera.fov_deg,
+        fov=(camera.fov_deg, vertical_deg),  # reducing rounds the aspect ratio of the pixels
         yaw=camera.yaw_deg,
         pitch=camera.pitch_deg,
         roll=camera.roll_deg,
@@ -87,7 +90,7 @@ def erode(supervised: np.ndarray, radius: int) -> np.ndarray:
     if radius == 0:
         return supervised
     outside = 1 - torch.from_numpy(supervised)[None].float()
-    padded = pad_erp(outside, radius)
+    padded = torch.as_tensor(pad_erp(outside, radius))
     window = 2 * radius + 1  # separable: rows, then columns
     grown = F.max_pool2d(F.max_pool2d(padded, (window, 1), 1), (1, window), 1)
     return grown[0].numpy() == 0
@@ -102,11 +105,10 @@ def random_yaw(rng: np.random.Generator, height: int, step_px: int = TOKEN_PX) -
     return float(rng.integers(steps)) * 360 / steps - 180
 
 
-def _at_erp_resolution(photo: np.ndarray, height: int, fov_deg: float) -> np.ndarray:
+def _at_erp_resolution(photo: np.ndarray, height: int, tangent: float) -> np.ndarray:
     """Reduce a photo that is finer at its centre than the panorama, so that it does not alias."""
     h, w = photo.shape[:2]
-    photo_px_per_rad = w / 2 / math.tan(math.radians(fov_deg) / 2)
-    scale = height / math.pi / photo_px_per_rad
+    scale = height / math.pi / (w / 2 / tangent)  # pixels per radian: panorama / photo
     if scale >= 1:
         return photo
     size = (max(round(w * scale), 2), max(round(h * scale), 2))

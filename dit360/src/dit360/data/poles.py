@@ -7,7 +7,7 @@ other pixel of the panorama stays as it was.
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import numpy as np
 import torch
@@ -63,7 +63,8 @@ def refine_poles(
         painted = inpaint(face, hole, pole)
         if painted.shape != face.shape or painted.dtype != np.uint8:
             raise ValueError(
-                f"the inpainter returned {painted.shape} {painted.dtype}, expected {face.shape} uint8"
+                f"the inpainter returned {painted.shape} {painted.dtype}, expected {face.shape} "
+                "uint8"
             )
         _paste(out, painted, weight, PITCH_DEG[pole])
     return out
@@ -136,10 +137,12 @@ class PaintedFaces:
     """Takes faces that were painted elsewhere: ``<folder>/<name>_up.png`` and ``_down.png``."""
 
     def __init__(self, folder: Path, name: str) -> None:
+        """Take the faces of the panorama `name`."""
         self.folder = folder
         self.name = name
 
     def __call__(self, face: np.ndarray, hole: np.ndarray, pole: Pole) -> np.ndarray:  # noqa: ARG002
+        """Read the face of a pole; (S, S, 3) uint8."""
         return read_image(self.folder / face_name(self.name, pole))
 
 
@@ -176,6 +179,7 @@ class DiffusersInpainter:
         self.seed = seed
 
     def __call__(self, face: np.ndarray, hole: np.ndarray, pole: Pole) -> np.ndarray:
+        """Paint the hole; (S, S, 3) uint8."""
         height, width = hole.shape
         repaint = Image.fromarray(hole)  # diffusers: white is repainted
         result = self.pipeline(
@@ -207,6 +211,6 @@ def load_inpainting(model: str, dtype: torch.dtype, **options: Any) -> Any:
         "FluxKontextInpaintPipeline": FluxKontextInpaintPipeline,
         "FluxFillPipeline": FluxFillPipeline,
     }
-    name = DiffusionPipeline.load_config(model, **options)["_class_name"]
-    cls = beyond.get(name, AutoPipelineForInpainting)
-    return cls.from_pretrained(model, torch_dtype=dtype, **options)
+    config = cast("dict[str, Any]", DiffusionPipeline.load_config(model, **options))
+    cls: Any = beyond.get(config["_class_name"], AutoPipelineForInpainting)
+    return cls.from_pretrained(model, dtype=dtype, **options)

@@ -49,7 +49,9 @@ def write_worlds(output: Path, options: WorldOptions, *, overwrite: bool = False
     Returns:
         What was done: panoramas, then photos if any.
     """
-    journal = Journal(output / "images" / "metadata.jsonl", overwrite=overwrite)
+    journal = Journal(
+        output / "images" / "metadata.jsonl", files=["file_name"], overwrite=overwrite
+    )
     records = []
     skipped = 0
     for index in tqdm(range(options.count), "worlds", leave=False):
@@ -57,7 +59,6 @@ def write_worlds(output: Path, options: WorldOptions, *, overwrite: bool = False
         name = f"{options.split}_{index:05d}.png"
         record = {
             "file_name": name,
-            "image": name,
             "caption": caption(world),
             "height": options.height,
         }
@@ -68,7 +69,7 @@ def write_worlds(output: Path, options: WorldOptions, *, overwrite: bool = False
             journal.add(record)
         records.append(record)
     journal.close(records)
-    images = [journal.path.parent / record["image"] for record in records]
+    images = [journal.path.parent / record["file_name"] for record in records]
     rows = prepare_panoramas(images, [record["caption"] for record in records], output).rows
     panoramas = Summary(rows=rows, made=len(records) - skipped, skipped=skipped, problems=())
     if not options.photos:
@@ -78,7 +79,9 @@ def write_worlds(output: Path, options: WorldOptions, *, overwrite: bool = False
 
 def _write_photos(output: Path, options: WorldOptions, *, overwrite: bool) -> Summary:
     """Photos in random directions; a canvas has its photo where the caption's world has it."""
-    journal = Journal(output / "photos" / "metadata.jsonl", overwrite=overwrite)
+    journal = Journal(
+        output / "photos" / "metadata.jsonl", files=["file_name"], overwrite=overwrite
+    )
     side = options.height // 2  # as fine as a panorama of twice the size
     records, cameras = [], []
     for index in tqdm(range(options.photos), "photos", leave=False):
@@ -87,7 +90,7 @@ def _write_photos(output: Path, options: WorldOptions, *, overwrite: bool) -> Su
         camera = Camera(fov_deg=options.fov_deg, yaw_deg=random_yaw(rng, options.height))
         name = f"{options.split}_{index:05d}.png"
         record = {
-            "file_name": name, "image": name, "caption": caption(world), "side": side,
+            "file_name": name, "caption": caption(world), "side": side,
             "fov_deg": camera.fov_deg, "yaw_deg": camera.yaw_deg,
         }  # fmt: skip
         if not journal.is_finished(record):
@@ -99,7 +102,7 @@ def _write_photos(output: Path, options: WorldOptions, *, overwrite: bool) -> Su
         cameras.append(camera)
     journal.close(records)
     return prepare_photos(
-        [journal.path.parent / record["image"] for record in records],
+        [journal.path.parent / record["file_name"] for record in records],
         [record["caption"] for record in records],
         cameras,
         output,

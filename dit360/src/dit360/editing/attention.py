@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from diffusers.models.attention_dispatch import dispatch_attention_fn
@@ -38,8 +39,8 @@ class SharingProcessor(FluxAttnProcessor):
         hidden_states: Tensor,
         encoder_hidden_states: Tensor | None = None,
         attention_mask: Tensor | None = None,
-        image_rotary_emb: tuple[Tensor, Tensor] | None = None,
-    ) -> Tensor | tuple[Tensor, Tensor]:
+        image_rotary_emb: Any = None,
+    ) -> Any:
         """Attend; hidden_states (2, S, D), or (2, T + S, D) with the text before the image.
 
         Returns:
@@ -58,8 +59,8 @@ class SharingProcessor(FluxAttnProcessor):
         joint = image if text is None else [torch.cat(p, 1) for p in zip(text, image, strict=True)]
         query, key, value = joint
         if image_rotary_emb is not None:
-            query = apply_rotary_emb(query, image_rotary_emb, sequence_dim=1)
-            key = apply_rotary_emb(key, image_rotary_emb, sequence_dim=1)
+            rotate: Any = apply_rotary_emb
+            query, key = (rotate(x, image_rotary_emb, sequence_dim=1) for x in (query, key))
         attended = dispatch_attention_fn(
             query,
             key,
@@ -80,7 +81,7 @@ class SharingProcessor(FluxAttnProcessor):
         attn: FluxAttention, hidden_states: Tensor, encoder_hidden_states: Tensor | None
     ) -> tuple[list[Tensor], list[Tensor] | None]:
         """Normed queries and keys, and values, each (2, tokens, heads, d), new tensors."""
-        projected = _get_qkv_projections(attn, hidden_states, encoder_hidden_states)
+        projected: Any = _get_qkv_projections(attn, hidden_states, encoder_hidden_states)
         query, key, value = (p.unflatten(-1, (-1, attn.head_dim)) for p in projected[:3])
         image = [attn.norm_q(query), attn.norm_k(key), value]
         if encoder_hidden_states is None:
@@ -100,16 +101,15 @@ def share_kept_tokens(transformer: FluxTransformer2DModel, keep: Tensor) -> Iter
     Raises:
         TypeError: a processor is not the stock one (an IP adapter's, for example).
     """
-    stock = dict(transformer.attn_processors)
+    stock: dict[str, Any] = dict(transformer.attn_processors)
     for name, processor in stock.items():
         if type(processor) is not FluxAttnProcessor:
             raise TypeError(
                 f"{name} is a {type(processor).__name__}; attention can be shared with "
                 "FluxAttnProcessor only; unload IP adapters and other processors first"
             )
-    transformer.set_attn_processor(
-        {name: SharingProcessor(keep, processor) for name, processor in stock.items()}
-    )
+    shared: Any = {name: SharingProcessor(keep, like) for name, like in stock.items()}
+    transformer.set_attn_processor(shared)
     try:
         yield
     finally:

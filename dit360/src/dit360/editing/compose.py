@@ -28,9 +28,9 @@ def paste_kept(
         return generated
     # The mean over 2r + 1 pixels of a region that was shrunk by r rises from 0 at the border
     # to 1 at a distance of 2r.
-    radius = feather_px // 2
-    inner = ~dilate(torch.from_numpy(~keep), radius)
-    wide = pad_erp(inner[None].float(), radius)
+    radius = min(feather_px // 2, len(keep))
+    inner = ~dilate(torch.tensor(~keep), radius)
+    wide = torch.as_tensor(pad_erp(inner[None].float(), radius))
     for size in ((2 * radius + 1, 1), (1, 2 * radius + 1)):
         wide = F.avg_pool2d(wide, size, stride=1)
     alpha = wide[0, ..., None].numpy()
@@ -58,20 +58,20 @@ def border_step(image: np.ndarray, keep: np.ndarray) -> float:
     Returns:
         Mean step across over mean step beside; near 1 the border cannot be seen. 1 if both are 0.
     """
-    erp = torch.from_numpy(image).movedim(-1, 0).double()
-    region = torch.from_numpy(keep)[None].double()
+    erp = torch.tensor(image).movedim(-1, 0).double()
+    region = torch.tensor(keep)[None].double()
     across, beside = [], []
-    for axis, pad in ((-1, (3, 3, 0, 0)), (-2, (0, 0, 3, 3))):
-        # Three pixels on each side of a border need as many beyond the edge of the image.
-        steps = pad_erp(erp, pad).diff(dim=axis).abs().mean(0)
-        is_border = pad_erp(region, pad).diff(dim=axis)[0] != 0
-        size = steps.shape[axis]
-        inner = slice(2, size - 2)
-        at = [steps.narrow(axis, 2 + shift, size - 4) for shift in (-2, -1, 1, 2)]
-        here = is_border[:, inner] if axis == -1 else is_border[inner]
-        step = steps[:, inner] if axis == -1 else steps[inner]
-        across.append(step[here])
-        beside.append(torch.stack(at).mean(0)[here])
+    for is_column in (False, True):
+        # Two steps on each side of the outermost one need pixels beyond the edge.
+        pad = (0, 0, 2, 2) if is_column else (2, 3, 0, 0)
+        lines, marks = (torch.as_tensor(pad_erp(x, pad)) for x in (erp, region))
+        if is_column:
+            lines, marks = lines.mT, marks.mT
+        steps = lines.diff().abs().mean(0)  # [rows, n + 4]
+        borders = marks.diff()[0, :, 2:-2] != 0
+        around = steps.unfold(-1, 5, 1)  # [rows, n, 5]
+        across.append(around[borders][:, 2])
+        beside.append(around[borders][:, [0, 1, 3, 4]].mean(-1))
     jump, usual = torch.cat(across).mean().item(), torch.cat(beside).mean().item()
     if jump == usual == 0:
         return 1.0

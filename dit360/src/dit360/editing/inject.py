@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from itertools import groupby, pairwise
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from diffusers.models.transformers.transformer_flux import FluxTransformer2DModel
@@ -20,6 +20,7 @@ from dit360 import vae, wrap
 from dit360.editing.attention import share_kept_tokens
 from dit360.editing.schedule import Step, noise_levels, plan_steps
 from dit360.editing.settings import EditSettings
+from dit360.modulation import announced_levels
 from dit360.pipeline import DiT360Pipeline
 
 Field = Callable[[Tensor, float], Tensor]
@@ -97,7 +98,7 @@ def inject(
     source = wrap.pad_tokens(vae.pack(latents).to(device, torch.float32), grid, columns)
     noise, ids = _padded_noise(pipeline, images, generator)
     start, _ = _padded_noise(pipeline, images, generator)
-    padded_keep = wrap.pad_tokens(keep.to(device).view(1, -1, 1), grid, columns)
+    padded_keep = wrap.pad_tokens(keep.to(device).reshape(1, -1, 1), grid, columns)
     sigmas = noise_levels(pipeline.scheduler, settings.num_inference_steps, keep.numel())
 
     def field(name: str, prompts: Sequence[str], guidance: float) -> VelocityField:
@@ -111,8 +112,11 @@ def inject(
     pair = field("source and edit", prompts, settings.guidance_scale)
     alone = field("edit", prompts[1:], settings.guidance_scale)
     free = field("inversion", [""], 0.0) if settings.gamma != 1 else None
-    inverted = invert(source, noise, sigmas, settings.gamma, free)
-    with pipeline.progress_bar(plan_steps(sigmas, settings)) as steps:
+    with announced_levels(pipeline, [index / len(sigmas) for index in range(len(sigmas) - 1)]):
+        inverted = invert(source, noise, sigmas, settings.gamma, free)
+    progress: Any = pipeline.progress_bar
+    steps = progress(plan_steps(sigmas, settings))
+    with announced_levels(pipeline, sigmas[:-1]):
         rebuilt, edited = denoise(
             source, inverted, start, padded_keep, steps, network=network, pair=pair, alone=alone
         )
@@ -206,17 +210,16 @@ def _source_prompt(settings: EditSettings) -> str:
 def _encode_texts(pipeline: DiT360Pipeline, settings: EditSettings) -> dict[str, Texts]:
     """Encode every different prompt once; the inversion has the empty one."""
     prompts = {_source_prompt(settings), settings.prompt} | ({""} if settings.gamma != 1 else set())
-    return {
-        prompt: Texts(
-            *pipeline.encode_prompt(
-                prompt,
-                None,  # the same for both encoders
-                device=pipeline._execution_device,
-                max_sequence_length=settings.max_sequence_length,
-            )
+    texts = {}
+    for prompt in sorted(prompts):
+        encoded: Any = pipeline.encode_prompt(
+            prompt,
+            None,  # the same for both encoders
+            device=pipeline._execution_device,
+            max_sequence_length=settings.max_sequence_length,
         )
-        for prompt in sorted(prompts)
-    }
+        texts[prompt] = Texts(*encoded)
+    return texts
 
 
 def _padded_noise(

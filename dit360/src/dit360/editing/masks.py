@@ -98,13 +98,14 @@ def resize_keep(keep: np.ndarray, cells: int) -> np.ndarray:
     if cells == 0:
         return keep
     region = keep if cells > 0 else ~keep
-    grown = dilate(torch.from_numpy(region), abs(cells) * CELL_PX).numpy()
+    grown = dilate(torch.tensor(region), abs(cells) * CELL_PX).numpy()
     return grown if cells > 0 else ~grown
 
 
 def dilate(region: Tensor, radius_px: int) -> Tensor:
-    """Grow a region (H, W), bool, by a square of 2 * radius_px + 1 pixels on the sphere."""
-    wide = pad_erp(region[None].float(), radius_px)
+    """Grow a region (H, 2H), bool, by a square of 2 * radius_px + 1 pixels on the sphere."""
+    radius_px = min(radius_px, len(region))  # everything
+    wide = torch.as_tensor(pad_erp(region[None].float(), radius_px))
     for size in ((2 * radius_px + 1, 1), (1, 2 * radius_px + 1)):
         wide = F.max_pool2d(wide, size, stride=1)
     return wide[0] > 0

@@ -49,8 +49,8 @@ def place_photo(
     focal_px = size[1] / (2 * math.pi)
     scale = 2 * focal_px * math.tan(math.radians(fov_deg) / 2) / photo.shape[1]
     if scale < 1:
-        smaller = (max(2, round(side * scale)) for side in (photo.shape[1], photo.shape[0]))
-        photo = np.array(Image.fromarray(photo).resize(tuple(smaller), Image.Resampling.LANCZOS))
+        smaller = [max(2, round(side * scale)) for side in (photo.shape[1], photo.shape[0])]
+        photo = np.array(Image.fromarray(photo).resize(smaller, Image.Resampling.LANCZOS))
     erp, seen = perspective_to_erp(
         photo, size, fov=fov_deg, yaw=yaw_deg, pitch=pitch_deg, roll=roll_deg
     )
@@ -71,8 +71,8 @@ def continue_colors(erp: np.ndarray, keep: np.ndarray) -> np.ndarray:
     Returns:
         (H, W, 3) uint8, `erp` where `keep` is True.
     """
-    weight = torch.from_numpy(keep)[None, None].float()
-    color = torch.from_numpy(erp).movedim(-1, 0)[None].float() * weight
+    weight = torch.tensor(keep)[None, None].float()
+    color = torch.tensor(erp).movedim(-1, 0)[None].float() * weight
     levels: list[tuple[Tensor, Tensor]] = []
     while max(color.shape[-2:]) > 1:
         levels.append((color, weight))

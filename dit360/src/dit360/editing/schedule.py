@@ -7,6 +7,7 @@ its attention. At 50 steps and tau = 50 this makes 94 evaluations of the network
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from diffusers.pipelines.flux.pipeline_flux import calculate_shift
@@ -46,7 +47,7 @@ def noise_levels(
     """Descending noise levels sigma_0 = 1 .. sigma_N = 0 of an inference (spec 5.2).
 
     Args:
-        scheduler: left as it is.
+        scheduler: of the pipeline; its timesteps are set, as the stock pipelines do.
         steps: N.
         tokens: image tokens that set the shift; in editing the *unpadded* ones (spec 5.1).
     """
@@ -58,9 +59,9 @@ def noise_levels(
         config["base_shift"],
         config["max_shift"],
     )
-    own = type(scheduler).from_config(config)
-    own.set_timesteps(sigmas=np.linspace(1.0, 1 / steps, steps).tolist(), mu=shift)
-    return own.sigmas.tolist()
+    scheduler.set_timesteps(sigmas=np.linspace(1.0, 1 / steps, steps).tolist(), mu=shift)
+    sigmas: Any = scheduler.sigmas
+    return sigmas.tolist()
 
 
 def plan_steps(sigmas: Sequence[float], settings: EditSettings) -> list[Step]:

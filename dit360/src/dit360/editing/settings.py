@@ -7,6 +7,9 @@ Task = Literal["outpaint", "inpaint"]
 Method = Literal["inject", "inpaint", "fill"]
 TASKS: tuple[Task, ...] = ("outpaint", "inpaint")
 METHODS: tuple[Method, ...] = ("inject", "inpaint", "fill")
+MAX_SEED = 2**63 - 1
+FILL_MODEL = "black-forest-labs/FLUX.1-Fill-dev"
+FILL_GUIDANCE = 30.0  # default of the stock pipeline of this model
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,6 +60,10 @@ class EditSettings:
             raise ValueError(
                 f"num_inference_steps is {self.num_inference_steps}; use 1 or more, such as 50"
             )
+        if not 0 <= self.seed <= MAX_SEED:
+            raise ValueError(f"seed is {self.seed}; use 0 to {MAX_SEED}")
+        if not 1 <= self.max_sequence_length <= 512:
+            raise ValueError(f"max_sequence_length is {self.max_sequence_length}; use 1 to 512")
         if not 0 <= self.tau <= 100:
             raise ValueError(f"tau is {self.tau:g}; use 0 (preserve most) to 100 (no sharing)")
         for name in ("gamma", "eta", "start_timestep", "stop_timestep", "blend_t"):

@@ -17,10 +17,6 @@ from dit360 import vae, wrap
 from dit360.editing.settings import EditSettings
 from dit360.pipeline import DiT360Pipeline
 
-FILL_MODEL = "black-forest-labs/FLUX.1-Fill-dev"
-FILL_GUIDANCE = 30.0
-"""Default of the stock pipeline, with which the model was distilled."""
-
 
 class _WrapPadded:
     """Wrap padding of everything that a stock inpainting pipeline makes tokens of."""
@@ -59,18 +55,19 @@ class _WrapPadded:
         return tuple(wrap.pad_tokens(part, grid, self.padding_n) for part in tokens)
 
 
-class InpaintPipeline(_WrapPadded, FluxInpaintPipeline):
+class InpaintPipeline(_WrapPadded, FluxInpaintPipeline):  # pyright: ignore[reportIncompatibleMethodOverride]
     """`FluxInpaintPipeline` on wrap-padded tokens; `paint` decodes its latents."""
 
 
-class FillPipeline(_WrapPadded, FluxFillPipeline):
+class FillPipeline(_WrapPadded, FluxFillPipeline):  # pyright: ignore[reportIncompatibleMethodOverride]
     """`FluxFillPipeline` on wrap-padded tokens; `paint` decodes its latents."""
 
 
 def inpaint_pipeline(pipeline: DiT360Pipeline) -> InpaintPipeline:
-    """The same components and padding as `pipeline` in an `InpaintPipeline`."""
+    """The same components, padding and source of embeddings in an `InpaintPipeline`."""
     stock = InpaintPipeline(**pipeline.components)
     stock.padding_n, stock.pad_ids = pipeline.padding_n, pipeline.pad_ids
+    stock.encode_prompt = pipeline.encode_prompt  # a text cache may stand in for the encoders
     stock.set_progress_bar_config(**getattr(pipeline, "_progress_bar_config", {}))
     return stock
 

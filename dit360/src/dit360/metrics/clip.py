@@ -25,7 +25,7 @@ class ClipMeter:
         OSError: the model is not there.
     """
 
-    def __init__(self, captions: Sequence[str], model: str, device: torch.device) -> None:
+    def __init__(self, captions: Sequence[str], model: str, device: str) -> None:
         from transformers import AutoProcessor, CLIPModel
 
         self.captions = captions

@@ -8,7 +8,6 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Protocol
 
-import torch
 from tqdm.auto import tqdm
 
 from dit360.metrics.clip import DEFAULT_MODEL, ClipMeter
@@ -35,7 +34,7 @@ class Settings:
         is_strict: a metric that cannot be computed is an error rather than left out.
         views: how views are cut.
         batch_size: images read, and given to a network, at a time.
-        device: of the networks.
+        device: of the networks, cpu or cuda:0.
         inception_weights: file of torch-fidelity; None = its cache or the network.
         offline: don't try the network.
         clip_model: folder or hub id.
@@ -47,7 +46,7 @@ class Settings:
     is_strict: bool = False
     views: ViewOptions = dataclasses.field(default_factory=ViewOptions)
     batch_size: int = 8
-    device: torch.device = torch.device("cpu")
+    device: str = "cpu"
     inception_weights: Path | None = None
     offline: bool = False
     clip_model: str = DEFAULT_MODEL

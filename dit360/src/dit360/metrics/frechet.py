@@ -122,8 +122,9 @@ class FrechetMeter:
     ) -> None:
         self.prefix, self.suffixes = prefix, suffixes
         self.network, self.batch_size = network, batch_size
-        self.pools = {pool for suffix in suffixes for pool in FAMILY[suffix]}
-        self.views = {view for pool in self.pools for view in pool}
+        # Dictionaries without values: sets in the order of FAMILY.
+        self.pools = dict.fromkeys(pool for suffix in suffixes for pool in FAMILY[suffix])
+        self.views: dict[View, None] = dict.fromkeys(view for pool in self.pools for view in pool)
         sides: tuple[Side, Side] = ("generated", "reference")
         self.statistics = {
             side: {pool: FeatureStatistics() for pool in self.pools} for side in sides
@@ -132,7 +133,7 @@ class FrechetMeter:
     @torch.inference_mode()
     def update(self, side: Side, views: BatchViews) -> None:
         """Add one batch."""
-        features = {view: self._features(views[view]) for view in self.views}
+        features: dict[View, Tensor] = {v: self._features(views[v]) for v in self.views}
         for pool in self.pools:
             self.statistics[side][pool].update(torch.cat([features[view] for view in pool]))
         self._keep(side, features)

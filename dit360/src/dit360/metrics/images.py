@@ -59,7 +59,7 @@ def read_captions(path: Path, images: Sequence[Path]) -> list[str]:
 
     Args:
         path: .txt with one line per image in their order, or .jsonl with the keys image (or
-            file_name) and caption, matched by file name without suffix.
+            file_name, or name) and caption (or prompt), matched by file name without suffix.
         images: the images.
 
     Raises:
@@ -92,13 +92,27 @@ def read_captions(path: Path, images: Sequence[Path]) -> list[str]:
 def _read_row(path: Path, number: int, line: str) -> tuple[str, str]:
     try:
         row = json.loads(line)
-        name = row.get("image", row.get("file_name"))
-        return Path(name).stem, longest_caption(row.get("caption"))
-    except (ValueError, AttributeError, TypeError) as error:
+        name = next(row[key] for key in ("image", "file_name", "name") if key in row)
+        return Path(name).stem, longest_caption(row.get("caption", row.get("prompt")))
+    except (ValueError, AttributeError, TypeError, StopIteration) as error:
         raise ValueError(
-            f"--captions {path} line {number} is not a row with image (or file_name) and caption "
-            f"({error})"
+            f"--captions {path} line {number} is not a row with image (or file_name, or name) and "
+            f"caption (or prompt) {error}".rstrip()
         ) from error
+
+
+def stored_captions(images: Sequence[Path]) -> list[str]:
+    """Prompts that `inference.py` stored in its images, without trigger; none if one has none."""
+    from dit360.captions import TRIGGER
+    from dit360.generate import read_made_with
+
+    captions = []
+    for image in images:
+        prompt = (read_made_with(image) or {}).get("prompt")
+        if not prompt:
+            return []
+        captions.append(str(prompt).removeprefix(TRIGGER).strip())
+    return captions
 
 
 @dataclass(frozen=True, kw_only=True)

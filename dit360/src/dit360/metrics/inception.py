@@ -74,7 +74,7 @@ class InceptionMeter(FrechetMeter):
         self.metrics, self.seed = metrics, seed
         self.is_kept = not {"kid", "inception_score"}.isdisjoint(metrics)
         if self.is_kept:
-            self.views |= {"whole"}
+            self.views["whole"] = None
         self.kept: dict[Side, list[Tensor]] = {"generated": [], "reference": []}
 
     def _keep(self, side: Side, features: dict[View, Tensor]) -> None:

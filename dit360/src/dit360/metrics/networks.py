@@ -1,5 +1,6 @@
 """Loading of weights, and a network that needs none."""
 
+import itertools
 import pickle
 from pathlib import Path
 from typing import Any
@@ -22,10 +23,10 @@ class RandomNetwork(nn.Module):
         super().__init__()
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            widths = zip(RANDOM_CHANNELS, RANDOM_CHANNELS[1:], strict=False)
-            self.layers = nn.ModuleList(nn.Conv2d(a, b, 5, stride=2) for a, b in widths)
-            for layer in self.layers:
+            layers = [nn.Conv2d(a, b, 5, stride=2) for a, b in itertools.pairwise(RANDOM_CHANNELS)]
+            for layer in layers:
                 nn.init.kaiming_normal_(layer.weight)
+        self.layers = nn.ModuleList(layers)
 
     def forward(self, images: Tensor) -> Tensor:
         """Features of images (B, 3, h, w) uint8, reduced or enlarged to 128 x 128."""

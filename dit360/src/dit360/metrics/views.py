@@ -106,4 +106,5 @@ def read_batches(paths: Sequence[Path], batch_size: int) -> Iterator[Tensor]:
             yield torch.from_numpy(np.stack(batch)).movedim(-1, 1)
             batch = []
         batch.append(erp)
-    yield torch.from_numpy(np.stack(batch)).movedim(-1, 1)
+    if batch:
+        yield torch.from_numpy(np.stack(batch)).movedim(-1, 1)

@@ -1,48 +1,169 @@
 """Batches of a run: panoramas and photos of an epoch in a reproducible order, with their text."""
 
-import functools
+import math
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Any, Protocol
 
 import lightning as L
 import torch
-from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from dit360.captions import caption, random_world, render_world, split_seed
 from dit360.data.dataset import PanoramaDataset
 from dit360.data.rows import Row, open_rows
-from dit360.training.options import HUB_DATA, PROCEDURAL, TrainOptions
-from dit360.training.schedule import epoch_order
+from dit360.training.options import HUB_DATA, TrainOptions
+from dit360.training.schedule import count_photos, epoch_order
 
 
 class Texts(Protocol):
-    """Where the embeddings of prompts are read, memory or `dit360.textcache.TextCache`."""
+    """Where embeddings of prompts are read: memory, or `dit360.textcache.TextCache`."""
 
-    def get(self, prompt: str) -> tuple[Tensor, Tensor]:
+    def get(self, prompt: str, /) -> tuple[Tensor, Tensor]:
         """Embeddings (L, D) and pooled embedding (P,) of a prompt."""
         ...
 
 
-class WorldRow(Row):
-    """A made-up world of `dit360.captions`, rendered when it is first read."""
+def read_rows(options: TrainOptions) -> tuple[Sequence[Row], Sequence[Row]]:
+    """Panoramas and photos of a run.
 
-    def __init__(self, number: int, height: int) -> None:
-        self.__dict__["world"] = random_world(split_seed("train", number))
-        self.__dict__["height"] = height
-        super().__init__(
-            image=Path(f"{PROCEDURAL}{number}"),
-            caption=caption(self.__dict__["world"]),
-            where=f"{PROCEDURAL}{number}",
+    Raises:
+        FileNotFoundError, ValueError: the data is missing or unusable.
+    """
+    panoramas: Sequence[Row] = open_rows(options.panorama_data or HUB_DATA)
+    photos: Sequence[Row] = []
+    if options.perspective_data is not None:
+        photos = open_rows(options.perspective_data, need_mask=True)
+    return panoramas[: options.data_size], photos[: options.data_size]
+
+
+class Examples(Dataset[dict[str, Any]]):
+    """Panoramas, then photos, with text embeddings instead of captions.
+
+    Examples are dicts with ``pixel_values`` (3, H, 2H) in [-1, 1], ``supervised`` (H/8, 2H/8)
+    bool, ``prompt_embeds`` (L, D), ``pooled_prompt_embeds`` (P,) and the number ``index``.
+    """
+
+    def __init__(
+        self, options: TrainOptions, panoramas: Sequence[Row], photos: Sequence[Row], texts: Texts
+    ) -> None:
+        self.panoramas = PanoramaDataset(
+            panoramas, options.resolution, flip=options.flip, roll=options.roll, seed=options.seed
         )
+        self.photos = PanoramaDataset(photos, options.resolution, flip=False, roll="none")
+        self.texts = texts
 
-    def read_image(self) -> Image.Image:
-        """The panorama in RGB at the height of the run."""
-        return _rendered(self.__dict__["world"], self.__dict__["height"])
+    def __len__(self) -> int:
+        return len(self.panoramas) + len(self.photos)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        count = len(self.panoramas)
+        example = self.panoramas[index] if index < count else self.photos[index - count]
+        embeds, pooled = self.texts.get(example["caption"])
+        return {
+            "pixel_values": example["pixel_values"],
+            "supervised": example["supervised"],
+            "prompt_embeds": embeds,
+            "pooled_prompt_embeds": pooled,
+            "index": index,
+        }
 
 
-@functools.lru_cache(maxsize=1024)
-def _rendered(world: Any, height: int) -> Image.Image:
-    return Image.fromarray(render_world(world, height))
+class EpochOrder(Sampler[int]):
+    """The samples of one rank in one epoch, possibly from the middle on."""
+
+    def __init__(self, samples: list[int]) -> None:
+        self.samples = samples
+        self.first = 0
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self.samples[self.first :])
+
+
+def batches_done(trainer: L.Trainer) -> int:
+    """Batches of the epoch that the optimizer has seen; the loader reads ahead."""
+    progress: Any = trainer.fit_loop.epoch_loop.batch_progress.current
+    return progress.processed
+
+
+class ResumableLoader(DataLoader[dict[str, Any]]):
+    """A loader of one epoch that Lightning can stop and go on with in its middle."""
+
+    def __init__(self, data: "TrainData", epoch: int, order: EpochOrder, **kwargs: Any) -> None:
+        super().__init__(data.examples, sampler=order, drop_last=True, **kwargs)
+        self.data, self.epoch, self.order = data, epoch, order
+
+    def state_dict(self) -> dict[str, int]:
+        """Epoch, and how many of its batches are done."""
+        assert self.data.trainer is not None
+        return {"epoch": self.epoch, "batches": batches_done(self.data.trainer)}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        """Leave out what is done, if it was done in this epoch."""
+        if state["epoch"] == self.epoch:
+            self.order.first = state["batches"] * (self.batch_size or 1)
+
+
+class TrainData(L.LightningDataModule):
+    """Makes a new loader for every epoch, since its samples change (spec 5.4).
+
+    Args:
+        options: of the run.
+        panoramas: rows supervised everywhere, as a rule.
+        photos: rows on a canvas with masks; may be empty.
+        texts: embeddings of all their captions.
+    """
+
+    def __init__(
+        self, options: TrainOptions, panoramas: Sequence[Row], photos: Sequence[Row], texts: Texts
+    ) -> None:
+        super().__init__()
+        self.options = options
+        self.examples = Examples(options, panoramas, photos, texts)
+
+    def updates(self) -> int:
+        """Updates of the whole run, over all ranks at once (D17).
+
+        Lightning's estimate takes all epochs for as long as the first, and loads the data before
+        a checkpoint can say where in it to go on.
+        """
+        assert self.trainer is not None
+        options = self.options
+        step = options.train_batch_size * self.trainer.world_size
+        photos = len(self.examples.photos)
+        samples = [
+            len(self.examples.panoramas) + count_photos(options, photos, epoch)
+            for epoch in range(options.max_epochs)
+        ]
+        steps = [math.ceil(count // step / options.accumulate_grad_batches) for count in samples]
+        return sum(steps) if options.max_steps < 0 else min(sum(steps), options.max_steps)
+
+    def train_dataloader(self) -> ResumableLoader:
+        """The loader of the epoch that the trainer is in.
+
+        Raises:
+            ValueError: there are fewer samples than one step of all devices takes.
+        """
+        assert self.trainer is not None
+        options, trainer = self.options, self.trainer
+        epoch, examples = trainer.current_epoch, self.examples
+        examples.panoramas.set_epoch(epoch)
+        order = epoch_order(options, len(examples.panoramas), len(examples.photos), epoch)
+        step = options.train_batch_size * trainer.world_size
+        if len(order) < step:
+            raise ValueError(
+                f"epoch {epoch} has {len(order)} samples, fewer than the {step} of one step "
+                f"(--train_batch_size {options.train_batch_size} on {trainer.world_size} devices); "
+                "use a smaller batch or more data"
+            )
+        order = order[: len(order) // step * step]
+        return ResumableLoader(
+            self,
+            epoch,
+            EpochOrder(order[trainer.global_rank :: trainer.world_size]),
+            batch_size=options.train_batch_size,
+            num_workers=options.dataloader_num_workers,
+            pin_memory=torch.cuda.is_available(),
+        )

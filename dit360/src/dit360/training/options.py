@@ -14,7 +14,6 @@ from dit360.embedded import TINY_HEIGHT, TINY_MODEL, TINY_TEXT_LENGTH
 
 HUB_MODEL = "black-forest-labs/FLUX.1-dev"
 HUB_DATA = "Insta360-Research/Matterport3D_polished"
-PROCEDURAL = "procedural:"
 Preset = Literal["paper", "released-panorama", "released-mix"]
 Strategy = Literal["auto", "ddp", "deepspeed_stage_2", "fsdp"]
 Precision = Literal["16", "bf16", "32", "16-mixed", "bf16-mixed", "32-true"]
@@ -53,9 +52,8 @@ class TrainOptions:
 
     # -- data
     panorama_data: Annotated[
-        str | None, f"panoramas: hub id, folder, parquet, jsonl, or {PROCEDURAL}N for N made-up "
-        f"worlds; default {HUB_DATA}",
-    ] = None  # fmt: skip
+        str | None, f"panoramas: hub id, folder, parquet or jsonl; default {HUB_DATA}"
+    ] = None
     perspective_data: Annotated[str | None, "photos on a canvas with masks, jsonl"] = None
     data_size: Annotated[int | None, "use only the first rows of each"] = None
     resolution: Annotated[int, "height of the panoramas in pixels, half of their width"] = 1024
@@ -148,7 +146,9 @@ class TrainOptions:
     preset: Annotated[
         Preset | None, "paper, or what a released script passed (released-mix pads 0 columns)"
     ] = None
-    tiny: Annotated[bool, "embedded checkpoint and its sizes, made-up worlds without data"] = False
+    tiny: Annotated[
+        bool, "embedded checkpoint and its sizes; made-up worlds without --panorama_data"
+    ] = False
     dry_run: Annotated[bool, "open data and shapes, print options and counts, train nothing"] = (
         False
     )
@@ -181,6 +181,7 @@ _PANORAMA_SCRIPT: dict[str, Any] = {
     "padding_n": 1,
     "roll": "original",
     "train_batch_size": 1,
+    "dataloader_num_workers": 25,
     "accumulate_grad_batches": 4,
     "max_epochs": 25,
     "precision": "16-mixed",
@@ -200,6 +201,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "lambda_yaw": 0.0,
         "aux_from_epoch": 0,
         "aux_until_epoch": 3,
+        "log_every_n_steps": 500,
     },
     "paper": _PANORAMA_SCRIPT
     | {
@@ -226,8 +228,6 @@ TINY_DEFAULTS: dict[str, Any] = {
     "precision": "32",
     "log_every_n_steps": 1,
 }
-TINY_DATA: dict[str, Any] = {"panorama_data": f"{PROCEDURAL}16", "roll": "none"}
-"""Without --panorama_data; the captions of these worlds name directions."""
 POSITIVE = (
     "rank", "lora_alpha", "resolution", "train_batch_size", "max_sequence_length", "mode_scale",
     "logit_std", "perspective_decay", "learning_rate", "adam_epsilon", "accumulate_grad_batches",
@@ -257,9 +257,9 @@ def add_flags(parser: argparse.ArgumentParser, defaults: dict[str, Any]) -> None
         common: dict[str, Any] = {"default": argparse.SUPPRESS, "help": text}
         if annotated is bool:
             action = argparse.BooleanOptionalAction
-            parser.add_argument(f"--{option.name}", action=action, **common)
+            names = ["-v"] if option.name == "verbose" else []
+            parser.add_argument(*names, f"--{option.name}", action=action, **common)
             continue
-        kind = next(k for k in (*get_args(annotated), annotated) if k is not type(None))
         choices = _choices(annotated)
         kind = str if choices else _plain(annotated)
         parser.add_argument(f"--{option.name}", type=kind, choices=choices, **common)
@@ -276,8 +276,6 @@ def resolve(given: dict[str, Any], defaults: dict[str, Any]) -> TrainOptions:
         values |= PRESETS[given["preset"]]
     if given.get("tiny"):
         values |= TINY_DEFAULTS
-        if "panorama_data" not in given:
-            values |= TINY_DATA
     options = TrainOptions(**(values | given))
     for name in POSITIVE:
         value = getattr(options, name)

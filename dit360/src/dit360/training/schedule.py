@@ -45,14 +45,15 @@ def perspective_count(total: int, epoch: int, *, start: int = 2, decay: float = 
     return max(1, math.floor(total * decay ** (epoch - start + 1)))
 
 
+def count_photos(options: TrainOptions, photos: int, epoch: int) -> int:
+    """`perspective_count` with the schedule of the options."""
+    start, decay = options.perspective_start_epoch, options.perspective_decay
+    return perspective_count(photos, epoch, start=start, decay=decay)
+
+
 def epoch_order(options: TrainOptions, panoramas: int, photos: int, epoch: int) -> list[int]:
     """Samples of an epoch in their order: panoramas are 0.., photos follow; of all ranks."""
-    count = perspective_count(
-        photos,
-        epoch,
-        start=options.perspective_start_epoch,
-        decay=options.perspective_decay,
-    )
+    count = count_photos(options, photos, epoch)
     chosen = torch.randperm(photos, generator=stream(options.seed, PHOTOS, epoch))[:count]
     samples = torch.cat([torch.arange(panoramas), panoramas + chosen])
     order = torch.randperm(len(samples), generator=stream(options.seed, ORDER, epoch))

@@ -57,6 +57,7 @@ def edit(
     Raises:
         TypeError: the pipeline is not that of the method.
         ValueError: shapes do not fit, or the mask keeps nothing or everything.
+        FloatingPointError: the result is not finite.
     """
     height = len(source)
     check_height(height)
@@ -65,18 +66,16 @@ def edit(
             f"the panorama has shape {source.shape} and its mask {keep.shape}; expected "
             "(H, 2H, 3) and (H, 2H)"
         )
-    tokens = torch.from_numpy(token_keep(keep))
-    rebuilt = None
-    if settings.method == "inject":
-        images = torch.from_numpy(source).movedim(-1, 0)[None] / 127.5 - 1
-        edited, rebuilt, evaluations = inject(_panorama(pipeline), images, tokens, settings)
+    tokens = torch.tensor(token_keep(keep))
+    _check_pipeline(pipeline, settings)
+    rebuilt, evaluations = None, settings.num_inference_steps
+    if isinstance(pipeline, DiT360Pipeline) and settings.method == "inject":
+        images = torch.tensor(source).movedim(-1, 0)[None] / 127.5 - 1
+        edited, rebuilt, evaluations = inject(pipeline, images, tokens, settings)
     else:
-        stock = (
-            _fill(pipeline) if settings.method == "fill" else inpaint_pipeline(_panorama(pipeline))
-        )
+        stock = pipeline if isinstance(pipeline, FillPipeline) else inpaint_pipeline(pipeline)
         repaint = Image.fromarray(np.where(keep, 0, 255).astype(np.uint8))
         edited = paint(stock, Image.fromarray(source), repaint, settings)
-        evaluations = settings.num_inference_steps
     generated = _to_pixels(pipeline, edited)
     reconstruction = None if rebuilt is None else _to_pixels(pipeline, rebuilt)
     pipeline.maybe_free_model_hooks()
@@ -91,25 +90,22 @@ def edit(
     )
 
 
-def _panorama(pipeline: DiT360Pipeline | FillPipeline) -> DiT360Pipeline:
-    if not isinstance(pipeline, DiT360Pipeline):
+def _check_pipeline(pipeline: DiT360Pipeline | FillPipeline, settings: EditSettings) -> None:
+    is_fill = settings.method == "fill"
+    if isinstance(pipeline, FillPipeline) != is_fill:
         raise TypeError(
-            f"the pipeline is a {type(pipeline).__name__}; methods inject and inpaint need a "
-            "DiT360Pipeline"
+            f"the pipeline is a {type(pipeline).__name__}; method fill needs a FillPipeline, the "
+            "others a DiT360Pipeline"
         )
-    return pipeline
-
-
-def _fill(pipeline: DiT360Pipeline | FillPipeline) -> FillPipeline:
-    if not isinstance(pipeline, FillPipeline):
-        raise TypeError(
-            f"the pipeline is a {type(pipeline).__name__}; method fill needs a FillPipeline"
-        )
-    return pipeline
 
 
 def _to_pixels(pipeline: DiT360Pipeline | FillPipeline, latents: Tensor) -> np.ndarray:
     """Decode latents (1, 16, h, w) to (8h, 8w, 3) uint8."""
     decoded = vae.decode(pipeline.vae, latents, tile_columns=pipeline.tile_columns)
-    image = pipeline.image_processor.postprocess(decoded, output_type="np")
-    return np.round(255 * np.asarray(image)[0]).astype(np.uint8)
+    image = np.asarray(pipeline.image_processor.postprocess(decoded, output_type="np"))[0]
+    if not np.isfinite(image).all():
+        raise FloatingPointError(
+            f"the panorama is not finite in {pipeline.transformer.dtype} (VAE: "
+            f"{pipeline.vae.dtype}); use --dtype bf16 or fp32"
+        )
+    return np.round(255 * image).astype(np.uint8)

@@ -1,0 +1,183 @@
+"""What a run needs before its first step: text embeddings, transformer with adapter, VAE."""
+
+import json
+import logging
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
+from diffusers.models.transformers.transformer_flux import FluxTransformer2DModel
+from diffusers.pipelines.flux.pipeline_flux import FluxPipeline
+from diffusers.training_utils import cast_training_params
+from safetensors.torch import load_file
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from dit360.lora import lora_config, plain_state, read_lora
+from dit360.textcache import TextCache
+from dit360.training.datamodule import Texts
+from dit360.training.extract import MODEL_PREFIX, STATE_KEYS, read_checkpoint
+from dit360.training.module import DiT360Training
+from dit360.training.options import TrainOptions
+from dit360.training.strategy import frozen_dtype, uses_cuda
+from dit360.vae import set_vae_wrap
+
+logger = logging.getLogger(__name__)
+
+
+class TextMemory(dict[str, tuple[Tensor, Tensor]]):
+    """Embeddings of prompts on the CPU; `get` as in `TextCache`."""
+
+    def get(self, prompt: str) -> tuple[Tensor, Tensor]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        """Embeddings (L, D) and pooled embedding (P,) of a prompt."""
+        return self[prompt]
+
+
+def prepare_texts(options: TrainOptions, prompts: Iterable[str]) -> Texts:
+    """Encode the prompts once, on the device, and let the encoders go (D13)."""
+    needed = sorted(set(prompts))
+    if options.text_cache is None:
+        return _encode_in_memory(options, needed)
+    cache = TextCache(
+        options.text_cache,
+        options.pretrained_model_name_or_path,
+        max_length=options.max_sequence_length,
+    )
+    try:
+        is_complete = not cache.missing(needed)
+    except ValueError:  # the encoders have not been downloaded yet, or tell apart several caches
+        is_complete = False
+    if not is_complete:
+        cache.encode_all(_text_pipeline(options), needed)
+    return cache
+
+
+def _text_pipeline(options: TrainOptions) -> FluxPipeline:
+    dtype = torch.bfloat16 if uses_cuda(options) else torch.float32
+    pipeline = FluxPipeline.from_pretrained(
+        options.pretrained_model_name_or_path,
+        transformer=None,
+        vae=None,
+        dtype=dtype,
+        **_source(options),
+    )
+    return pipeline.to("cuda") if uses_cuda(options) else pipeline
+
+
+@torch.inference_mode()
+def _encode_in_memory(options: TrainOptions, prompts: list[str]) -> Texts:
+    pipeline: Any = _text_pipeline(options)
+    memory = TextMemory()
+    for prompt in tqdm(prompts, desc="prompts", leave=False):
+        embeds, pooled, _ = pipeline.encode_prompt(
+            prompt, None, max_sequence_length=options.max_sequence_length
+        )
+        memory[prompt] = embeds[0].cpu(), pooled[0].cpu()
+    size = sum(one.nbytes + two.nbytes for one, two in memory.values())
+    logger.info("%d prompts take %.1f MB; --text_cache keeps them on disk", len(memory), size / 1e6)
+    return memory
+
+
+def build_module(options: TrainOptions, strategy: str) -> DiT360Training:
+    """Load transformer and VAE and freeze what is not trained.
+
+    Raises:
+        FileNotFoundError, ValueError: the model or the weights to start from do not fit.
+    """
+    path, source = options.pretrained_model_name_or_path, _source(options)
+    vae = AutoencoderKL.from_pretrained(path, subfolder="vae", **source)
+    vae.requires_grad_(False)
+    set_vae_wrap(vae, options.vae_wrap)
+    dtype = frozen_dtype(options, strategy)
+    transformer = FluxTransformer2DModel.from_pretrained(
+        path, subfolder="transformer", dtype=dtype, **source
+    )
+    lora = add_adapter(transformer, options)
+    if options.load_ckpt is not None:
+        load_start(transformer, options)
+    if options.gradient_checkpointing:
+        transformer.enable_gradient_checkpointing()
+    transformer.train()
+    vae.train()  # it has no dropout; Lightning warns of parts in eval mode
+    return DiT360Training(options, transformer, vae, lora)
+
+
+def add_adapter(transformer: Any, options: TrainOptions) -> dict[str, Any] | None:
+    """Freeze the transformer and add a trainable LoRA in float32, or make all of it trainable.
+
+    Returns:
+        The adapter's configuration as plain values, None without one.
+    """
+    transformer.requires_grad_(options.trainable == "all")
+    if options.trainable == "all":
+        return None
+    config = lora_config(
+        options.rank,
+        options.lora_alpha,
+        options.lora_drop_out,
+        options.gaussian_init_lora,
+        options.lora_bias,
+    )
+    transformer.add_adapter(config)
+    cast_training_params(transformer, torch.float32)
+    # Plain values: the checkpoint must load without unpickling objects.
+    return json.loads(json.dumps(config.to_dict(), default=sorted))
+
+
+def load_start(transformer: Any, options: TrainOptions) -> None:
+    """Load the weights that --load_ckpt names; every trained tensor must be among them.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: tensors are missing, unknown or of another shape.
+    """
+    assert options.load_ckpt is not None
+    state = _start_state(options.load_ckpt, options)
+    own = transformer.state_dict()
+    unknown = [name for name in state if name not in own]
+    trained = [name for name, p in transformer.named_parameters() if p.requires_grad]
+    missing = [name for name in trained if name not in state]
+    if unknown or missing:
+        which, names = ("lacks", missing) if missing else ("has unknown", unknown)
+        raise ValueError(
+            f"--load_ckpt {options.load_ckpt} {which} {len(names)} tensors, the first is "
+            f"{names[0]}; it was made for another model or another --trainable"
+        )
+    for name, value in state.items():
+        if own[name].shape != value.shape:
+            raise ValueError(
+                f"--load_ckpt {options.load_ckpt}: {name} is {tuple(value.shape)} there and "
+                f"{tuple(own[name].shape)} here; pass the --rank with which it was trained"
+            )
+    transformer.load_state_dict(state, strict=False)
+
+
+def _start_state(source: str, options: TrainOptions) -> dict[str, Tensor]:
+    """Tensors of a checkpoint, a state dict or a LoRA, with the transformer's own names."""
+    path = Path(source)
+    if path.suffix in (".ckpt", ".pt", ".pth", ".bin"):
+        checkpoint = read_checkpoint(path)
+        state = next((checkpoint[key] for key in STATE_KEYS if key in checkpoint), checkpoint)
+        inside = [name for name in state if name.startswith(MODEL_PREFIX)]
+        return {name.removeprefix(MODEL_PREFIX): state[name] for name in inside} or state
+    if path.is_file() and not plain_state(state := load_file(path)):
+        return state  # of a whole transformer
+    weights = read_lora(source)
+    if options.trainable == "lora" and weights.alpha / weights.rank != (
+        options.lora_alpha / options.rank
+    ):
+        raise ValueError(
+            f"--load_ckpt {source} has rank {weights.rank} and alpha {weights.alpha:g}; pass "
+            f"--rank {weights.rank} --lora_alpha {weights.alpha:g}"
+        )
+    return {
+        name.removeprefix("transformer.").replace(".weight", ".default.weight"): value
+        for name, value in weights.state.items()
+    }
+
+
+def _source(options: TrainOptions) -> dict[str, Any]:
+    given = {"revision": options.revision, "variant": options.variant}
+    return {name: value for name, value in given.items() if value is not None}
