@@ -125,10 +125,11 @@ def angles(height: int) -> tuple[np.ndarray, np.ndarray]:
 
 @pytest.fixture(scope="module")
 def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Folder of a panorama of another size than the model's, and a photo of 3:2."""
+    """Folder of a panorama, photos of 3:2 and 1:1, and a text."""
     folder = tmp_path_factory.mktemp("pictures")
     write_image(folder / "panorama.png", smooth_panorama(HEIGHT))
     write_image(folder / "photo.png", smooth_panorama(60)[:, :90])
+    write_image(folder / "square.png", smooth_panorama(60)[:, 30:90])
     (folder / "notes.png").write_text("not an image")
     return folder
 
@@ -327,7 +328,7 @@ def test_inpainting_keeps_all_but_the_tokens_under_the_hole(studio, painting, ed
 
 
 def test_outpainting_keeps_the_photo_where_the_preview_shows_it(studio, edits, pictures):
-    path, camera = str(pictures / "photo.png"), (145.0, 170.0, 10.0, 5.0)
+    path, camera = str(pictures / "square.png"), (130.0, 170.0, 10.0, 5.0)
     preview = studio.preview_photo(path, *camera)
     _, _, file, prompt, _ = studio.outpaint(path, *camera, "A beach.", 60, 1, *SLIDERS)
     ((source, keep, settings),) = edits
@@ -584,11 +585,10 @@ def drive_text(page, download_to: Path) -> None:
 def drive_inpaint(page, pictures: Path) -> None:
     """A wrong file, an empty mask, strokes in both kinds of view, then an example."""
     page.get_by_role("tab", name="Inpaint").click()
-    page.locator("input[type=file]:visible, input[type=file]").nth(0).wait_for(state="attached")
-    upload = page.get_by_label("Inpaint").locator("input[type=file]").first
+    upload = page.locator("#panorama-upload input[type=file]")
     upload.set_input_files(str(pictures / "photo.png"))
     page.get_by_text("width must be 2 x height").first.wait_for()
-    page.get_by_role("button", name="Remove Image").first.click()
+    page.locator("#panorama-upload").get_by_role("button", name="Remove Image").click()
     upload.set_input_files(str(pictures / "panorama.png"))
     page.locator("#overview img").wait_for()
     run = page.get_by_role("button", name="Inpaint", exact=True)

@@ -14,6 +14,7 @@ from PIL import Image
 
 from dit360.cli.editing import build_parser, main
 from dit360.editing.settings import EditSettings
+from dit360.embedded import TINY_HEIGHT, TINY_MODEL
 from dit360.generate import read_made_with
 from shared_pano_utils.metadata import read_gpano
 
@@ -69,7 +70,6 @@ def test_outpainting_writes_the_panorama_and_everything_asked_for(
     assert "seam ratio" in line
     assert "border step" in line
     assert "dB before pasting" in line
-    # Steps 1 and 2 of 3 share attention; the last one runs the source to finish it.
     assert line.endswith("network evaluations")
 
 
@@ -199,3 +199,14 @@ def test_the_root_file_prints_its_help_without_torch() -> None:
     ).stdout
     for flag in ("--perspective", "--mask_erode", "--save_source_reconstruction", "--tiny"):
         assert flag in shown
+
+
+@pytest.mark.skipif(not TINY_MODEL.is_dir(), reason="the embedded model is not built")
+def test_the_embedded_model_edits_in_its_own_size(files: Path) -> None:
+    for method in ("inject", "inpaint"):
+        output = files / f"{method}.png"
+        assert main(
+            ["--tiny", "--image", str(files / "erp.png"), "--mask", str(files / "mask.png"),
+             "--method", method, "--output", str(output), "--device", "cpu"]
+        ) == 0  # fmt: skip
+        assert pixels(output).shape == (TINY_HEIGHT, 2 * TINY_HEIGHT, 3)

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 logger = logging.getLogger(__name__)
 
+LONGEST_SCHEDULE = 200  # steps; 2.1 MB each. A scheduler that nobody has set has 1000
 KEPT_PROMPTS = 4  # source, target and their negatives
 # Names of the norms whose `linear` depends on nothing but time, guidance and pooled text.
 NORMS = ("norm1", "norm1_context", "norm", "norm_out")
@@ -111,6 +112,8 @@ class ModulationPlan:
         levels = self.levels
         if levels is None:
             levels = self.scheduler.timesteps.to(time.device, time.dtype) / 1000
+        if len(levels) > LONGEST_SCHEDULE:
+            return None
         steps = levels.to(time.device, time.dtype) * 1000
         return steps if bool((steps == time[0]).any()) else None
 

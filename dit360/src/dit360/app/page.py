@@ -197,7 +197,10 @@ def _result(name: str) -> list[Any]:
 
 
 def _upload(label: str, folder: Path) -> gr.Image:
-    image = gr.Image(label=label, sources=["upload", "clipboard"], buttons=[])
+    image = gr.Image(
+        label=label, sources=["upload", "clipboard"], buttons=[],
+        elem_id=f"{label.lower()}-upload",
+    )  # fmt: skip
     # Unopened: our checks explain better than gradio what is wrong with a file.
     image.preprocess = partial(_upload_path, folder)
     return image

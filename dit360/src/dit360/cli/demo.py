@@ -1,6 +1,5 @@
 """`scripts/demo.py`: a panorama from words, and one around a photo."""
 
-import argparse
 from pathlib import Path
 
 from dit360.cli import editing, inference

@@ -101,7 +101,7 @@ def seam_strip(erp: Tensor, column: int) -> Tensor:
 
 
 def _ratio(strip: Tensor) -> Tensor:
-    """Step across over the steps beside; the strip is a panorama whose own border is in question."""
+    """Step across the middle of a strip over the steps beside it: (B,)."""
     return seam_error(strip.roll(3, -1))["wrap_ratio"]
 
 

@@ -128,8 +128,12 @@ def fsdp_strategy(precision: str, vae: nn.Module) -> Strategy:
         ignored_modules=[vae],
         # Inputs of the whole step are pixels, which stay float32 (D18); blocks cast theirs.
         mixed_precision=MixedPrecision(
-            param_dtype=half, reduce_dtype=half, buffer_dtype=half, cast_forward_inputs=True
-        ),
+            param_dtype=half,
+            reduce_dtype=half,
+            buffer_dtype=half,
+            cast_forward_inputs=True,
+            cast_root_forward_inputs=False,
+        ),  # fmt: skip
     )
 
 
