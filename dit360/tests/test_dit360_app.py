@@ -592,7 +592,7 @@ def drive_inpaint(page, pictures: Path) -> None:
     upload.set_input_files(str(pictures / "panorama.png"))
     page.locator("#overview img").wait_for()
     run = page.get_by_role("button", name="Inpaint", exact=True)
-    page.get_by_label("Prompt", exact=True).locator("visible=true").fill("A cat.")
+    page.locator("#inpaint-prompt textarea").fill("A cat.")
     run.click()
     page.get_by_text("the mask is empty; paint over").first.wait_for()
     before = page.locator("#overview img").get_attribute("src")
@@ -607,7 +607,7 @@ def drive_inpaint(page, pictures: Path) -> None:
     page.locator("#inpaint-status", has_text="kept region").wait_for()
     page.locator("img[src*='panorama.png']:visible").first.click()
     run.click()
-    page.locator("#inpaint-sent textarea").filter(visible=True).wait_for()
+    page.locator("#inpaint-status", has_text="kept region").wait_for()
 
 
 def paint_stroke(page) -> None:

@@ -160,6 +160,13 @@ def test_unannounced_levels_are_right_too(
     assert "noise level 330 was not announced" in caplog.text
 
 
+def test_a_scheduler_that_nobody_set_is_not_planned(planned: DiT360Pipeline) -> None:
+    """Its 1000 training timesteps would take 2 GB at the released size."""
+    assert len(planned.scheduler.timesteps) == 1000
+    velocity(planned, [0.5])
+    assert not planned.transformer.modulation_plan.tables
+
+
 def test_another_prompt_does_not_take_the_tables_of_the_last(
     stock: DiT360Pipeline, planned: DiT360Pipeline
 ) -> None:

@@ -9,7 +9,19 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from dit360.captions import World, caption, check, random_world, render_world, split_seed
+from dit360.captions import (
+    World,
+    caption,
+    check,
+    random_world,
+    render_photo,
+    render_world,
+    split_seed,
+)
+from dit360.editing.compose import border_step
+from dit360.editing.place import place_photo
+from dit360.editing.run import edit
+from dit360.editing.settings import EditSettings
 from dit360.vae import VaeWrap, decode, encode, set_vae_wrap, unpack
 from shared_pano_utils.metrics import psnr, seam_error
 
@@ -111,3 +123,33 @@ def vae_psnr(pipeline: Any, worlds: Sequence[World], height: int) -> float:
     set_vae_wrap(pipeline.vae, "circular")
     decoded = decode(pipeline.vae, encode(pipeline.vae, images, sample=False))
     return float(psnr((decoded / 2 + 0.5).clamp(0, 1), images / 2 + 0.5).mean())
+
+
+def evaluate_outpainting(
+    pipeline: Any, worlds: Sequence[World], *, height: int, steps: int, text_length: int
+) -> dict[str, float]:
+    """Panoramas around photos of the front, 90 degrees wide, with the captions of their places.
+
+    Returns:
+        Means: ``kept`` dB of the known part against the photo, ``kept_model`` the same before the
+        photo was pasted, ``border`` step at the photo's border (1 = as between other pixels),
+        ``border_paste`` of the photo pasted on the panorama of another place, ``all`` accuracy of
+        the caption.
+    """
+    values: dict[str, list[float]] = defaultdict(list)
+    order = shuffled(worlds)
+    for index, world in enumerate(tqdm(worlds, desc="outpainting", leave=False)):
+        source, keep = place_photo(render_photo(world, height, 90.0), height)
+        settings = EditSettings(
+            prompt=caption(world), num_inference_steps=steps, seed=index,
+            max_sequence_length=text_length,
+        )  # fmt: skip
+        result = edit(pipeline, source, keep, settings)
+        other = render_world(worlds[order[index]], height)
+        values["kept"].append(result.kept_psnr_db)
+        values["kept_model"].append(result.model_psnr_db)
+        values["border"].append(result.border_step)
+        values["border_paste"].append(border_step(np.where(keep[..., None], source, other), keep))
+        answers = [value for found in check(result.image, world).values() for value in found]
+        values["all"].append(float(np.mean(answers)))
+    return {name: float(np.mean(numbers)) for name, numbers in values.items()}

@@ -61,7 +61,7 @@ def build_interface(
 def _text_tab(studio: Studio, guard: Guard, prompts: Sequence[str]) -> None:
     with gr.Row():
         with gr.Column(scale=2):
-            prompt = _prompt_box()
+            prompt = _prompt_box("text")
             settings = _sampling(studio.sampling)
             run = gr.Button("Generate", variant="primary")
             gr.Examples([[text] for text in prompts], prompt, label="Examples")
@@ -80,7 +80,7 @@ def _inpaint_tab(
         with gr.Column(scale=2):
             image = _upload("Panorama", studio.folder)
             gallery = _gallery(image, [example.panorama for example in examples])
-            prompt = _prompt_box()
+            prompt = _prompt_box("inpaint")
             settings = _editing(studio)
             run = gr.Button("Inpaint", variant="primary")
             overview = gr.Image(
@@ -125,7 +125,7 @@ def _outpaint_tab(studio: Studio, guard: Guard, examples: Sequence[Example]) -> 
             )  # fmt: skip
             yaw, pitch = _angle("Photo yaw", 180, 0), _angle("Photo pitch", 90, 0)
             roll = _angle("Photo roll", 180, 0)
-            prompt = _prompt_box()
+            prompt = _prompt_box("outpaint")
             settings = _editing(studio)
             run = gr.Button("Outpaint", variant="primary")
         with gr.Column(scale=3):
@@ -155,10 +155,10 @@ def _outpaint_tab(studio: Studio, guard: Guard, examples: Sequence[Example]) -> 
 # ---- parts --------------------------------------------------------------------------------------
 
 
-def _prompt_box() -> gr.Textbox:
+def _prompt_box(name: str) -> gr.Textbox:
     return gr.Textbox(
         label="Prompt", lines=3, placeholder="what surrounds the viewer, and where",
-        info=f'"{TRIGGER}" is put in front',
+        info=f'"{TRIGGER}" is put in front', elem_id=f"{name}-prompt",
     )  # fmt: skip
 
 
