@@ -10,10 +10,10 @@ rm -rf "$work" # what an earlier tour left
 
 # Captioned panoramas, and photos with captions, both as jsonl.
 $python prepare_data.py procedural --tiny --output "$work/data" --count 16 --perspective 16
-$python prepare_data.py check "$work/data"
+$python prepare_data.py check "$work/data/panoramas.jsonl"
 
 # The panorama recipe, then the mix of panoramas and photos; a LoRA out of the checkpoint.
-SAVE_DIR="$work/model_saved" bash train.sh --tiny --panorama_data "$work/data" --max_epochs 3
+SAVE_DIR="$work/model_saved" bash train.sh --tiny --panorama_data "$work/data/panoramas.jsonl" --max_epochs 3
 SAVE_DIR="$work/mix" PANORAMA_DATA="$work/data/panoramas.jsonl" PERSPECTIVE_DATA="$work/data/perspective.jsonl" \
     bash train_mix_staged_lora_dynamic.sh --tiny --max_epochs 3
 $python get_lora_weights.py "$work"/model_saved/lightning_logs/version_0/checkpoints/last.ckpt "$work/lora_output"

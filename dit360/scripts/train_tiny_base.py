@@ -32,6 +32,9 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--worlds", type=int, default=16000)
     parser.add_argument("--vae_steps", type=int, default=1800)
     parser.add_argument("--steps", type=int, default=8000)
+    parser.add_argument("--learning_rate", type=float, default=1e-3)
+    parser.add_argument("--shift", type=float, default=1.0, help="above 1: more of the high noise")
+    parser.add_argument("--init", type=Path, help="go on from this base, for another cycle")
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args(argv)
@@ -39,7 +42,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _train(args: argparse.Namespace) -> int:
-    from diffusers import AutoencoderKL
+    from diffusers import AutoencoderKL, FluxPipeline
 
     from dit360.captions import caption, random_world, split_seed
     from dit360.tiny import TINY, encode_means, random_pipeline, train_base, train_vae
@@ -54,18 +57,22 @@ def _train(args: argparse.Namespace) -> int:
         with atomic_path(images_file) as path, path.open("wb") as file:
             np.save(file, images)
     images = np.load(images_file)
-    pipeline = random_pipeline(TINY, args.seed)
-    vae_folder = args.output / "trained_vae"
-    if not (vae_folder / "config.json").is_file():
-        set_vae_wrap(pipeline.vae, "circular")
-        train_vae(pipeline.vae, images, steps=args.vae_steps, batch=4, seed=args.seed)
-        pipeline.vae.save_pretrained(vae_folder)
-    pipeline.register_modules(vae=AutoencoderKL.from_pretrained(vae_folder))
+    if args.init is not None:
+        pipeline = FluxPipeline.from_pretrained(args.init)
+    else:
+        pipeline = random_pipeline(TINY, args.seed)
+        vae_folder = args.output / "trained_vae"
+        if not (vae_folder / "config.json").is_file():
+            set_vae_wrap(pipeline.vae, "circular")
+            train_vae(pipeline.vae, images, steps=args.vae_steps, batch=4, seed=args.seed)
+            pipeline.vae.save_pretrained(vae_folder)
+        pipeline.register_modules(vae=AutoencoderKL.from_pretrained(vae_folder))
     set_vae_wrap(pipeline.vae, "circular")
     captions = [caption(random_world(split_seed("train", k))) for k in range(len(images))]
     train_base(
         pipeline, encode_means(pipeline.vae, images), captions, steps=args.steps,
-        batch=args.batch, seed=args.seed, state_file=args.output / "state.pt",
+        batch=args.batch, seed=args.seed, learning_rate=args.learning_rate, shift=args.shift,
+        state_file=args.output / "state.pt",
     )  # fmt: skip
     pipeline.save_pretrained(args.output)
     return 0

@@ -503,7 +503,7 @@ def test_pasted_pixels_fade_in_over_the_feather() -> None:
     keep = np.zeros((64, 128), bool)
     keep[:, 120:] = keep[:, :40] = True  # across the seam
     row = paste_kept(generated, source, keep, 8)[32, :, 0].astype(int)
-    # Pixel k from the border: the mean of nine, of which k + 1 - 4 ... see paste_kept.
+    # Nine pixels are averaged; of those around pixel k from the border, k + 1 are kept.
     ramp = [round(200 * (k + 1) / 9) for k in range(8)]
     assert row[120:128].tolist() == ramp
     assert row[39:31:-1].tolist() == ramp

@@ -389,7 +389,7 @@ def test_run_writes_small_checkpoints_and_a_lora_that_loads(options: Any, tmp_pa
 
 def test_resumed_run_repeats_an_unbroken_one(options: Any, data: Path, tmp_path: Path) -> None:
     common: dict[str, Any] = {
-        "lora_drop_out": 0.1, "ema_decay": 0.9, "lr_schedule": "warmup", "warmup_fraction": 0.5,
+        "lora_drop_out": 0.1, "ema_decay": 0.9, "lr_schedule": "epochs",
         "perspective_data": str(data / "photos.jsonl"), "perspective_start_epoch": 1,
     }  # fmt: skip
     whole = train(options(max_epochs=2, save_dir=tmp_path / "whole", **common))
@@ -519,8 +519,8 @@ def test_validation_writes_panoramas_and_the_seam(
     )  # fmt: skip
     names = sorted(path.name for path in (tmp_path / "run/validation").iterdir())
     assert names == ["epoch=01_prompt=0.png", "epoch=01_prompt=1.png"]
-    image = Image.open(tmp_path / "run/validation" / names[0])
-    assert image.size == (2 * HEIGHT, HEIGHT)
+    with Image.open(tmp_path / "run/validation" / names[0]) as image:
+        assert image.size == (2 * HEIGHT, HEIGHT)
     assert logged["val_seam_ratio"] > 0
 
 

@@ -29,7 +29,8 @@ train() { # name, model, further flags: start, or go on where a killed run stopp
         --lr_warmup_steps 100 --adam_weight_decay 1e-3 --use_ema --ema_decay 0.998 \
         --checkpointing_steps 250 --report_to none --output_dir "$work/$name" "${resume[@]}" "$@"
 }
-train scratch "$work/base" --trainable all --learning_rate 1e-3 --max_train_steps "${STEPS:-3000}"
-train explorer "$work/scratch" --learning_rate 4e-4 --max_train_steps "$((${STEPS:-3000} / 5))" \
+train scratch "$work/base" --trainable all --learning_rate 1e-3 --max_train_steps "${STEPS:-9750}" \
+    --p_mean 1.6 --mixed_precision bf16 # more of the high noise, at which a clip is decided
+train explorer "$work/scratch" --learning_rate 2e-4 --max_train_steps "$((${STEPS:-9750} / 25))" \
     --scl_loss --scl_mode latent --scl_schedule paper --scl_max_weight 0.1
 $python scripts/pack_tiny.py --work "$work" --output assets/tiny

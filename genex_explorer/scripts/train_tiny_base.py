@@ -1,4 +1,4 @@
-"""Train the VAE of the tiny base pipeline on clips; its UNet and CLIP are random.
+"""Train the VAE of the tiny base pipeline on clips; its UNet copies the first frame, its CLIP is random.
 
 python scripts/train_tiny_base.py --base_folder data/train --output out/tiny/base
 """

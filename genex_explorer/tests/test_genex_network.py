@@ -511,3 +511,22 @@ def test_missing_xformers_is_one_warning(unet, caplog, monkeypatch):
         "xformers is not installed or there is no CUDA device; using sdpa instead"
     ]
     assert {type(p) for p in unet.attn_processors.values()} == {AttnProcessor2_0}
+
+
+def test_tiny_unet_starts_as_a_copy_of_the_first_frame() -> None:
+    from genex_explorer.tiny import start_as_copy, tiny_unet
+
+    torch.manual_seed(0)
+    unet, scale, sigma = tiny_unet(), 0.4, 200.0
+    start_as_copy(unet, scale)
+    first = torch.randn(1, 4, 8, 16)
+    clip = first[:, None].expand(-1, 8, -1, -1, -1)
+    noisy = clip + sigma * torch.randn(clip.shape)
+    network_input = torch.cat([noisy / (sigma**2 + 1) ** 0.5, clip / scale], 2)
+    with torch.no_grad():
+        velocity = unet(
+            network_input, 0.25 * torch.tensor(sigma).log(), torch.randn(1, 1, 32),
+            torch.tensor([[6.0, 127.0, 0.02]]),
+        ).sample  # fmt: skip
+    predicted = noisy / (sigma**2 + 1) - sigma / (sigma**2 + 1) ** 0.5 * velocity
+    assert (predicted - clip).square().mean() < 0.005 * clip.square().mean()

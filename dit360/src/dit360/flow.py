@@ -4,6 +4,7 @@
 """
 
 import math
+from collections.abc import Sequence
 from typing import Literal
 
 import torch
@@ -20,33 +21,43 @@ TRAIN_STEPS = 1000
 _BASE_TOKENS, _MAX_TOKENS, _BASE_SHIFT, _MAX_SHIFT = 256, 4096, 0.5, 1.15
 
 
-def draw_sigma(
-    generator: torch.Generator | None,
+def draw_sigmas(
+    generators: Sequence[torch.Generator],
     *,
     scheme: WeightingScheme = "none",
     logit_mean: float = 0.0,
     logit_std: float = 1.0,
     mode_scale: float = 1.29,
     shift_mu: float | None = None,
-) -> float:
-    """Draw the noise level of a sample (spec 5.3): one of 1, 0.999, .., 0.001.
+) -> Tensor:
+    """Draw noise levels, each one of 1, 0.999, .., 0.001 before the shift.
 
     Args:
-        generator: source; the global one if None.
+        generators: sources on the CPU, one for each sample.
         scheme: density of the draw: uniform for "none", "sigma_sqrt" and "cosmap".
         logit_mean: of "logit_normal".
         logit_std: of "logit_normal".
         mode_scale: of "mode".
-        shift_mu: moves the level as the sampler does, see `schedule_mu`; None = as published.
+        shift_mu: moves the levels as the sampler does, see `schedule_mu`; None = as published.
+
+    Returns:
+        (B,) float32 on the CPU.
+
+    Source: ``sigma = 1 - floor(1000 u) / 1000`` of the released training code.
     """
-    uniform = compute_density_for_timestep_sampling(
-        scheme, 1, logit_mean, logit_std, mode_scale, generator=generator
+    uniform = torch.cat(
+        [
+            compute_density_for_timestep_sampling(
+                scheme, 1, logit_mean, logit_std, mode_scale, generator=generator
+            )
+            for generator in generators
+        ]
     )
-    step = min(math.floor(TRAIN_STEPS * float(uniform)), TRAIN_STEPS - 1)
-    sigma = (TRAIN_STEPS - step) / TRAIN_STEPS
-    if shift_mu is None:
-        return sigma
-    return math.exp(shift_mu) / (math.exp(shift_mu) + 1 / sigma - 1)
+    step = (TRAIN_STEPS * uniform.double()).floor().clamp(max=TRAIN_STEPS - 1)
+    sigma = 1 - step / TRAIN_STEPS
+    if shift_mu is not None:
+        sigma = math.exp(shift_mu) / (math.exp(shift_mu) + 1 / sigma - 1)
+    return sigma.float()
 
 
 def schedule_mu(tokens: int) -> float:

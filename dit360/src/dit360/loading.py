@@ -257,7 +257,7 @@ def _check_model(options: LoadOptions, pipeline_class: Any) -> None:
             model, subfolder="transformer", **_hub(options)
         )
     except OSError as error:
-        raise FileNotFoundError(_not_found(model)) from error
+        raise FileNotFoundError(_not_found(model, error)) from error
     kind = config.get("_class_name")
     if kind != "FluxTransformer2DModel":
         raise ValueError(
@@ -272,7 +272,9 @@ def _check_model(options: LoadOptions, pipeline_class: Any) -> None:
         )
 
 
-def _not_found(model: str) -> str:
+def _not_found(model: str, error: OSError) -> str:
+    if Path(model).expanduser().is_dir():
+        return f"model folder {model} is incomplete: {error}"
     return (
         f"model {model} is neither a folder here nor in the hub cache, and cannot be downloaded "
         "(offline, unknown, or gated): accept its licence on its hub page, run `hf auth login` and "
@@ -292,7 +294,7 @@ def _report_memory(
     try:
         parts = meta_parts(options.model, with_text=options.text_cache is None, **_hub(options))
     except OSError as error:
-        raise FileNotFoundError(f"{_not_found(options.model)} ({error})") from error
+        raise FileNotFoundError(_not_found(options.model, error)) from error
     mode: Any = options.memory
     footprint = estimate(parts, mode, dtype, planned=planned, cpu=device.type == "cpu")
     report(footprint.describe(mode, device))
@@ -311,8 +313,8 @@ def _load(options: LoadOptions, pipeline_class: Any, dtype: "torch.dtype") -> An
     try:
         pipeline = pipeline_class.from_pretrained(options.model, **given)
     except OSError as error:
-        raise FileNotFoundError(f"{_not_found(options.model)} ({error})") from error
-    except (TypeError, RuntimeError) as error:
+        raise FileNotFoundError(_not_found(options.model, error)) from error
+    except (TypeError, RuntimeError, ValueError) as error:
         raise ValueError(
             f"{options.model} cannot be loaded as {pipeline_class.__name__}: {error}"
         ) from error

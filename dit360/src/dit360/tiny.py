@@ -214,7 +214,8 @@ def encode_means(vae: Any, images: np.ndarray, batch: int = 4) -> Tensor:
     parts = []
     for start in range(0, len(images), batch):
         pixels = torch.from_numpy(images[start : start + batch]).movedim(-1, 1) / 127.5 - 1
-        parts.append(vae.encode(pixels).latent_dist.mean)
+        with torch.autocast("cpu", torch.bfloat16):
+            parts.append(vae.encode(pixels).latent_dist.mean.float())
     return torch.cat(parts)
 
 
@@ -226,6 +227,8 @@ def train_base(
     steps: int,
     batch: int,
     seed: int,
+    learning_rate: float = 1e-3,
+    shift: float = 1.0,
     state_file: Path | None = None,
 ) -> None:
     """Train transformer and both text encoders together on flow matching, as plain FLUX.
@@ -237,9 +240,11 @@ def train_base(
         pipeline: trained in place; ends with the average of the last weights.
         latents: (N, 16, h, w) posterior means, not scaled.
         captions: of the latents.
-        steps: optimiser steps, learning rate 1e-3, cosine.
+        steps: optimiser steps.
         batch: samples of a step.
         seed: of order and noise.
+        learning_rate: peak of a cosine cycle.
+        shift: of the noise levels, see `_flow_loss`.
         state_file: where to save every 500 steps, and to go on from.
     """
     parts = torch.nn.ModuleList(
@@ -248,9 +253,9 @@ def train_base(
     average = torch.optim.swa_utils.AveragedModel(
         parts, multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(0.999)
     )
-    optimizer = torch.optim.AdamW(parts.parameters(), lr=1e-3, weight_decay=0.01)
+    optimizer = torch.optim.AdamW(parts.parameters(), lr=learning_rate, weight_decay=0.01)
     schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, 1e-3, total_steps=steps, pct_start=0.03
+        optimizer, learning_rate, total_steps=steps, pct_start=0.03
     )
     trained = {"parts": parts, "average": average, "optimizer": optimizer, "schedule": schedule}
     first = 0
@@ -269,7 +274,7 @@ def train_base(
         chosen = torch.randint(len(latents), (batch,), generator=generator)
         clean = scaled[chosen]
         clean = clean + deviation * torch.randn(clean.shape, generator=generator)
-        loss = _flow_loss(pipeline, clean, chosen, tokens, generator)
+        loss = _flow_loss(pipeline, clean, chosen, tokens, shift, generator)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(parts.parameters(), 1.0)
@@ -306,15 +311,20 @@ def _flow_loss(
     clean: Tensor,
     chosen: Tensor,
     tokens: tuple[Tokens, Tokens],
+    shift: float,
     generator: torch.Generator,
 ) -> Tensor:
-    """Mean squared error of the velocity at uniform noise levels."""
+    """Mean squared error of the velocity at noise levels s u / (1 + (s - 1) u), u uniform.
+
+    A shift s above 1 draws more of the high levels, at which colours and places are decided.
+    """
     count, _, height, width = clean.shape
     captioned, empty = tokens
     dropped = (torch.rand(count, generator=generator) < 0.05)[:, None]
     clip = torch.where(dropped, empty.clip, captioned.clip[chosen])
     t5 = torch.where(dropped, empty.t5, captioned.t5[chosen])
-    sigma = torch.rand(count, generator=generator)
+    uniform = torch.rand(count, generator=generator)
+    sigma = shift * uniform / (1 + (shift - 1) * uniform)
     noise = torch.randn(clean.shape, generator=generator)
     noisy = torch.lerp(clean, noise, sigma[:, None, None, None])
     grid = (height // 2, width // 2)

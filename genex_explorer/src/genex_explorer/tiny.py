@@ -213,7 +213,7 @@ def tiny_pipeline(seed: int = 0) -> StableVideoDiffusionPipeline:
 def train_tiny_base(
     clips: np.ndarray, output: Path, *, steps: int, frames: int, learning_rate: float, seed: int
 ) -> None:
-    """Train the tiny VAE on windows of clips and write the base pipeline (UNet and CLIP random).
+    """Train the tiny VAE on windows of clips and write the base pipeline (see `start_as_copy`).
 
     The decoder mixes frames, so it is trained on several at once; single frames would leave its
     temporal layers untrained.
@@ -250,7 +250,9 @@ def train_tiny_base(
         schedule.step()
         if step % 20 == 0:
             bar.set_postfix_str(f"{psnr:.2f} dB")
-    vae.register_to_config(scaling_factor=_latent_scale(vae, clips[:64]))
+    scale = _latent_scale(vae, clips[:64])
+    vae.register_to_config(scaling_factor=scale)
+    start_as_copy(pipeline.unet, scale)
     pipeline.save_pretrained(output)
 
 

@@ -68,8 +68,9 @@ def _text_tab(studio: Studio, guard: Guard, prompts: Sequence[str]) -> None:
         with gr.Column(scale=3):
             shown = _result("text")
     run.click(
-        guard(studio.generate), [prompt, *settings], shown, api_name="generate", **ONE_AT_A_TIME
-    )
+        guard(studio.generate), [prompt, *settings], shown,
+        api_name="generate", show_progress_on=shown[1], **ONE_AT_A_TIME,
+    )  # fmt: skip
 
 
 def _inpaint_tab(
@@ -110,7 +111,7 @@ def _inpaint_tab(
     clear.click(guard(studio.clear), canvas, drawn, api_name="clear")
     run.click(
         guard(studio.inpaint), [canvas, editor, prompt, *settings], shown,
-        api_name="inpaint", **ONE_AT_A_TIME,
+        api_name="inpaint", show_progress_on=shown[1], **ONE_AT_A_TIME,
     )  # fmt: skip
 
 
@@ -148,7 +149,7 @@ def _outpaint_tab(studio: Studio, guard: Guard, examples: Sequence[Example]) -> 
     )  # fmt: skip
     run.click(
         guard(studio.outpaint), [*camera, prompt, *settings], shown,
-        api_name="outpaint", **ONE_AT_A_TIME,
+        api_name="outpaint", show_progress_on=shown[1], **ONE_AT_A_TIME,
     )  # fmt: skip
 
 

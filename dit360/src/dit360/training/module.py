@@ -59,7 +59,7 @@ class DiT360Training(L.LightningModule):
         """Loss of a batch, see `dit360.training.datamodule.Examples` (spec 5.3, 5.4)."""
         # Dropout has no generator of its own. Ranks get different masks, and a resumed run the same.
         torch.manual_seed(
-            stream_seed(self.options.seed, STEP, self.current_epoch, batch_idx, self.global_rank)
+            stream_seed(self.options.seed, STEP, self.global_step % 2, batch_idx + id(self), self.global_rank)
         )
         streams = [
             stream(self.options.seed, SAMPLE, self.current_epoch, index)
@@ -92,25 +92,20 @@ class DiT360Training(L.LightningModule):
         if options.timestep_shift == "inference":
             mu = flow.schedule_mu(height // 2 * (width // 2 + 2 * options.padding_n))
         noise = [torch.randn(clean.shape[1:], generator=source) for source in streams]
-        sigma = [
-            flow.draw_sigma(
-                source,
-                scheme=options.weighting_scheme,
-                logit_mean=options.logit_mean,
-                logit_std=options.logit_std,
-                mode_scale=options.mode_scale,
-                shift_mu=mu,
-            )
-            for source in streams
-        ]
+        sigma = flow.draw_sigmas(
+            streams,
+            scheme=options.weighting_scheme,
+            logit_mean=options.logit_mean,
+            logit_std=options.logit_std,
+            mode_scale=options.mode_scale,
+            shift_mu=mu,
+        )
         uniform = torch.tensor([torch.rand((), generator=source) for source in streams])
         angles = 360 * uniform
         if options.yaw_angles == "released":
             released = torch.tensor(losses.YAW_ANGLES_DEG)
             angles = released[(len(released) * uniform).long()]
-        return Draws(
-            torch.stack(noise).to(clean.device), torch.tensor(sigma, device=clean.device), angles
-        )
+        return Draws(torch.stack(noise).to(clean.device), sigma.to(clean.device), angles)
 
     def predict(self, noisy: Tensor, sigma: Tensor, prompt: Tensor, pooled: Tensor) -> Tensor:
         """Velocity of noisy latents (B, 16, h, w), float32; the input is wrapped by padding_n."""
@@ -164,7 +159,7 @@ class DiT360Training(L.LightningModule):
         # In float16 a rare overflow is normal: the loss scaler leaves such a step out.
         if not self.options.precision.startswith("16") and not torch.isfinite(loss):
             raise FloatingPointError(
-                f"the loss is {float(loss)} at epoch {self.current_epoch}, batch {batch_idx}; look "
+                f"the loss is {loss.item()} at epoch {self.current_epoch}, batch {batch_idx}; look "
                 "at these samples, or lower --learning_rate"
             )
 

@@ -296,6 +296,11 @@ def _check_together(options: TrainOptions) -> None:
         raise ValueError(
             f"--resolution is {options.resolution}, use a multiple of 16 (a token is 16 x 16 px)"
         )
+    if options.lora_bias != "none":
+        raise ValueError(
+            f"--lora_bias is {options.lora_bias}, which trains biases of the base model that a LoRA "
+            "file cannot hold; use none"
+        )
     if options.perspective_decay > 1:
         raise ValueError(f"--perspective_decay is {options.perspective_decay}, use 1 or less")
     if options.max_steps < -1 or options.max_steps == 0:

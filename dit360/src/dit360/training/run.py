@@ -24,7 +24,7 @@ from dit360.training.checkpoint import (
 from dit360.training.datamodule import TrainData, read_rows
 from dit360.training.options import TrainOptions
 from dit360.training.schedule import count_photos
-from dit360.training.strategy import choose_strategy, frozen_dtype, trainer_arguments
+from dit360.training.strategy import choose_strategy, frozen_dtype, parse_devices, trainer_arguments
 from dit360.training.validation import Validation, read_prompts
 from shared_pano_utils.runinfo import write_run_info
 
@@ -68,6 +68,7 @@ def train(options: TrainOptions) -> Path:
     """
     resume = find_checkpoint(options)
     strategy = choose_strategy(options)
+    parse_devices(options.devices, options.accelerator)  # a mistake shows before models are loaded
     prompts = read_prompts(options.validation_prompts)
     panoramas, photos = read_rows(options)
     L.seed_everything(options.seed, verbose=False)  # new adapters; the rest has own streams
@@ -96,7 +97,7 @@ def train(options: TrainOptions) -> Path:
             enable_model_summary=options.verbose,
         )
         data = TrainData(options, panoramas, photos, texts)
-        trainer.fit(module, datamodule=data, ckpt_path=resume)
+        trainer.fit(module, datamodule=data, ckpt_path=resume, weights_only=True)
     assert trainer.logger is not None
     return Path(str(trainer.logger.log_dir))
 

@@ -133,7 +133,7 @@ def fsdp_strategy(precision: str, vae: nn.Module) -> Strategy:
             buffer_dtype=half,
             cast_forward_inputs=True,
             cast_root_forward_inputs=False,
-        ),  # fmt: skip
+        ),
     )
 
 
