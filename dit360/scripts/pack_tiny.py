@@ -30,7 +30,7 @@ def pack(base: Path, lora: Path, output: Path) -> int:
     from safetensors import safe_open
     from safetensors.torch import save_file
 
-    FluxPipeline.from_pretrained(base, torch_dtype=torch.float16).save_pretrained(output / "base")
+    FluxPipeline.from_pretrained(base, dtype=torch.float16).save_pretrained(output / "base")
     for config in (output / "base").glob("*/config.json"):
         values = json.loads(config.read_text(encoding="utf-8"))
         values.pop("_name_or_path", None)

@@ -620,7 +620,9 @@ def drive_inpaint(page, pictures: Path) -> None:
 
 def paint_stroke(page) -> None:
     """Draw from left to right through the middle of the editor's picture."""
-    box = page.locator("#editor canvas").first.bounding_box()
+    canvas = page.locator("#editor canvas").first
+    canvas.hover()  # waits until nothing covers it
+    box = canvas.bounding_box()
     x, y = box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
     page.mouse.move(x - 60, y)
     page.mouse.down()

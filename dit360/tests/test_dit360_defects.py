@@ -1,7 +1,9 @@
 """Defects of the original that belong to no module alone; docs/defects.md lists them all."""
 
 import ast
+import dataclasses
 import json
+import re
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -166,22 +168,33 @@ def test_d20_flags_that_the_original_never_read(
 ) -> None:
     panoramas, _ = read_rows(options(data_size=3))
     assert [row.caption for row in panoramas] == list(CAPTIONS[:3])
-    asked: list[dict[str, Any]] = []
+    asked: list[tuple[Any, Any]] = []
 
-    def stop(*_args: Any, **given: Any) -> None:
-        asked.append(given)
-        raise LookupError
+    def replace_loader(owner: Any, result: torch.nn.Module | None = None) -> None:
+        def load(*_args: Any, **given: Any) -> torch.nn.Module:
+            asked.append((given["variant"], given["revision"]))
+            if result is None:
+                raise LookupError
+            return result
 
-    for loader in (build.AutoencoderKL, build.FluxTransformer2DModel, build.FluxPipeline):
-        monkeypatch.setattr(loader, "from_pretrained", stop)
+        monkeypatch.setattr(owner, "from_pretrained", load)
+
+    replace_loader(build.AutoencoderKL, torch.nn.Module())
+    replace_loader(build.FluxTransformer2DModel)
+    replace_loader(build.FluxPipeline)
     flags = options(variant="fp16", revision="a1b2")
-    for load in (
-        lambda: build.build_module(flags, "auto"),
-        lambda: build.prepare_texts(flags, "a"),
-    ):
-        with pytest.raises(LookupError):
-            load()
-    assert [(given["variant"], given["revision"]) for given in asked] == [("fp16", "a1b2")] * 2
+    with pytest.raises(LookupError):
+        build.build_module(flags, "auto")
+    with pytest.raises(LookupError):
+        build.prepare_texts(flags, "a")
+    assert asked == [("fp16", "a1b2")] * 3
+
+
+def test_d20_every_training_flag_is_read() -> None:
+    code = "".join(path.read_text() for path in (ROOT / "src" / "dit360").rglob("*.py"))
+    for field in dataclasses.fields(TrainOptions):
+        read = rf"(options|args)\.{field.name}\b|given(\.get\(|\[)\"{field.name}\""
+        assert re.search(read, code), field.name
 
 
 def test_d23_dependencies_come_from_the_index_and_have_one_lightning() -> None:
@@ -197,6 +210,19 @@ def test_d25_names_are_imported_one_by_one_and_messages_are_english() -> None:
     for path in sources():
         chinese = [c for c in path.read_text() if "\u3000" <= c <= "\u9fff"]
         assert not chinese, path
+
+
+def test_every_test_that_the_table_names_exists() -> None:
+    table = (ROOT / "docs" / "defects.md").read_text()
+    named = 0
+    for line in table.splitlines():
+        file = ""
+        for match in re.finditer(r"`([\w/]+\.py)?::(\w+)`", line):
+            file = match[1] or file  # `::name` is in the file of the name before it
+            assert f"def {match[2]}(" in (ROOT / "tests" / file).read_text(), match[0]
+            named += 1
+    assert named > 70
+    assert [f"| D{k} |" in table for k in range(1, 26)] == [True] * 25
 
 
 def sources() -> list[Path]:

@@ -31,16 +31,16 @@ def pipeline() -> Any:
 def test_clips_beat_the_copied_frame(pipeline: Any) -> None:
     rows = evaluate_clips(pipeline, SETTINGS, {"room": 4, "corridor": 2, "outdoor": 2})
     values = summarize(rows)["all"]
-    assert values["psnr"] > values["copy_first"] + 2
-    assert values["psnr"] > values["vae_ceiling"] - 5.5
-    assert values["seam_ratio"] < 1.35
+    assert values["psnr"] > values["copy_first"] + 3
+    assert values["psnr"] > values["vae_ceiling"] - 4.8
+    assert values["seam_ratio"] < 1.3
 
 
 def test_loops_are_nearer_to_the_truth_than_a_turned_start(pipeline: Any) -> None:
     # Indoors: in open landscapes little changes within the loop.
     values = summarize(evaluate_loops(pipeline, SETTINGS, {"room": 2, "corridor": 2, "outdoor": 0}))
     assert values["all"]["psnr"] > values["all"]["turned"]
-    assert values["all"]["closing"] > 19
+    assert values["all"]["closing"] > 20
 
 
 def test_the_loop_comes_back_to_its_start() -> None:

@@ -4,7 +4,9 @@ Networks are FLUX in small with random weights: the arithmetic is that of traine
 case of a table is what stock diffusers or the original code does, the others are ours.
 """
 
+import shutil
 import tempfile
+import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -75,13 +77,11 @@ class Prepared:
         run: does it once and gives numbers that other cases of the table should equal.
         units: how often a run does what the table states the time of.
         facts: columns of the row that are counted; complete after the first run.
-        keeps: must live as long as this.
     """
 
     run: Callable[[], np.ndarray]
     units: int = 1
     facts: dict[str, float] = field(default_factory=dict)
-    keeps: Any = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -188,12 +188,13 @@ def text(size: Size, *, cached: bool = False) -> Prepared:
 
     if not cached:
         return Prepared(lambda: _flat(encode()))
-    folder = tempfile.TemporaryDirectory()
-    model = Path(folder.name, "model")
+    folder = Path(tempfile.mkdtemp())
+    model = folder / "model"
     pipeline.text_encoder.save_pretrained(model / "text_encoder")  # by which a cache knows models
-    cache = TextCache(Path(folder.name, "cache"), model, max_length=size.text_length)
+    cache = TextCache(folder / "cache", model, max_length=size.text_length)
+    weakref.finalize(cache, shutil.rmtree, folder)
     cache.encode_all(pipeline, [PROMPT])
-    return Prepared(lambda: _flat(cache.get(PROMPT)), keeps=folder)
+    return Prepared(lambda: _flat(cache.get(PROMPT)))
 
 
 def _flat(parts: tuple[Tensor, Tensor]) -> np.ndarray:

@@ -342,11 +342,10 @@ def _add_lora(options: LoadOptions, pipeline: Any) -> None:
 
 def _set_panorama(options: LoadOptions, pipeline: Any) -> None:
     """What makes a FLUX pipeline one for panoramas."""
-    from dit360.pipeline import DiT360Pipeline
     from dit360.vae import set_vae_wrap
 
     set_vae_wrap(pipeline.vae, options.vae_wrap)  # pyright: ignore[reportArgumentType]
-    if isinstance(pipeline, DiT360Pipeline):
+    if hasattr(pipeline, "padding_n"):
         pipeline.padding_n = options.padding_n
         pipeline.pad_ids = options.pad_ids  # pyright: ignore[reportAttributeAccessIssue]
         pipeline.tile_columns = options.tile_columns

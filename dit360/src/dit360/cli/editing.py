@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from dit360.loading import LoadOptions
 
 IMAGE, MASK = Path("example/example.png"), Path("example/masks/mask0.png")
-PROMPT = "A wide open landscape under a clear sky, natural light, sharp details."
+PROMPT = "A blue field under a gray sky. There is a green ball to the left."  # what IMAGE shows
 PERSPECTIVE_ERODE = 1
 """Latent cells: a token that a photo fills only in part holds its surroundings too."""
 TINY_PASTE = 4

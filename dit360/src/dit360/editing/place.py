@@ -46,13 +46,16 @@ def place_photo(
         )
     size = (height, 2 * height)
     # At most as fine as the panorama: interpolation would alias.
+    half_width = math.tan(math.radians(fov_deg) / 2)
+    # Before reducing, which rounds the aspect ratio of the pixels.
+    vertical_deg = 2 * math.degrees(math.atan(half_width * photo.shape[0] / photo.shape[1]))
     focal_px = size[1] / (2 * math.pi)
-    scale = 2 * focal_px * math.tan(math.radians(fov_deg) / 2) / photo.shape[1]
+    scale = 2 * focal_px * half_width / photo.shape[1]
     if scale < 1:
         smaller = [max(2, round(side * scale)) for side in (photo.shape[1], photo.shape[0])]
         photo = np.array(Image.fromarray(photo).resize(smaller, Image.Resampling.LANCZOS))
     erp, seen = perspective_to_erp(
-        photo, size, fov=fov_deg, yaw=yaw_deg, pitch=pitch_deg, roll=roll_deg
+        photo, size, fov=(fov_deg, vertical_deg), yaw=yaw_deg, pitch=pitch_deg, roll=roll_deg
     )
     keep = np.asarray(seen)[..., 0]
     return continue_colors(np.asarray(erp), keep), keep

@@ -59,7 +59,7 @@ class DiT360Training(L.LightningModule):
         """Loss of a batch, see `dit360.training.datamodule.Examples` (spec 5.3, 5.4)."""
         # Dropout has no generator of its own. Ranks get different masks, and a resumed run the same.
         torch.manual_seed(
-            stream_seed(self.options.seed, STEP, self.global_step % 2, batch_idx + id(self), self.global_rank)
+            stream_seed(self.options.seed, STEP, self.current_epoch, batch_idx, self.global_rank)
         )
         streams = [
             stream(self.options.seed, SAMPLE, self.current_epoch, index)
