@@ -557,16 +557,7 @@ def test_page_generates_inpaints_and_outpaints(server: str, pictures: Path, tmp_
         page.goto(server)
         drive_text(page, tmp_path / "text.png")
         drive_inpaint(page, pictures)
-        page.get_by_role("tab", name="Outpaint").click()
-        page.locator("img[src*='examples/0/photo.png']:visible").first.click()
-        page.locator("#place img").wait_for()
-        fov = page.get_by_role("spinbutton", name="Photo fov")
-        fov.fill("150")  # 120 degrees hold no token of so small a panorama
-        fov.press("Enter")
-        page.get_by_role("button", name="Outpaint", exact=True).click()
-        page.locator("#outpaint-status", has_text="kept region").wait_for()
-        viewer = page.frame_locator("#outpaint-viewer iframe")
-        viewer.locator("html[data-viewer=load]").wait_for()
+        drive_outpaint(page)
         assert problems == []
         browser.close()
     assert read_gpano(tmp_path / "text.png")["ProjectionType"] == "equirectangular"
@@ -616,6 +607,21 @@ def drive_inpaint(page, pictures: Path) -> None:
     page.wait_for_function(holds, arg=["#inpaint-prompt", "a red pillar in front"])
     run.click()
     page.wait_for_function(holds, arg=["#inpaint-sent", "a red pillar in front"])
+
+
+def drive_outpaint(page) -> None:
+    """An example that is turned, so that a token of so small a panorama lies within the photo."""
+    page.get_by_role("tab", name="Outpaint").click()
+    page.locator("img[src*='examples/0/photo.png']:visible").first.click()
+    page.locator("#place img").wait_for()
+    for name, value in (("fov", "140"), ("yaw", "24"), ("pitch", "21")):
+        number = page.get_by_role("spinbutton", name=f"Photo {name}")
+        number.fill(value)
+        number.press("Enter")
+    page.get_by_role("button", name="Outpaint", exact=True).click()
+    page.locator("#outpaint-status", has_text="kept region").wait_for()
+    viewer = page.frame_locator("#outpaint-viewer iframe")
+    viewer.locator("html[data-viewer=load]").wait_for()
 
 
 def paint_stroke(page) -> None:

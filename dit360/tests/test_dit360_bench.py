@@ -159,7 +159,7 @@ def test_rows_are_related_to_the_first_one(monkeypatch: pytest.MonkeyPatch) -> N
     )
     made = Table(title="T", size=QUICK, tells=("panorama", "blocks"), cases=cases)
     found = bench.measure_table(made, QUICK, apart=True)
-    assert found["title"] == "T: 1 of 64x128, 2 + 3 blocks of width 64"
+    assert found["title"] == "T: 64x128 pixels, batch 1, 2 + 3 blocks of width 64"
     stock, ours, other = found["rows"]
     assert (stock["ratio"], stock["peak_ratio"]) == (1, 1)
     assert "difference" not in stock

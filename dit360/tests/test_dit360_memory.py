@@ -227,12 +227,16 @@ def test_streaming_does_without_text_encoders(pipeline: FluxPipeline) -> None:
     memory.stream_weights(pipeline, CPU)
 
 
-def test_4bit_quantises_transformer_and_t5(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_4bit_quantises_transformer_and_t5() -> None:
+    pytest.importorskip("bitsandbytes")
     config = memory.quantization("4bit", torch.bfloat16)
     assert set(config.quant_mapping) == {"transformer", "text_encoder_2"}
     for one in config.quant_mapping.values():
         assert one.bnb_4bit_quant_type == "nf4"
         assert one.bnb_4bit_compute_dtype == torch.bfloat16
+
+
+def test_only_4bit_needs_another_package(monkeypatch: pytest.MonkeyPatch) -> None:
     assert memory.quantization("low", torch.bfloat16) is None
     monkeypatch.setattr(memory.importlib.util, "find_spec", lambda _: None)
     with pytest.raises(ImportError, match=r"pip install -e \"dit360\[quant\]\""):

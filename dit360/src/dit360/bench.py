@@ -146,7 +146,7 @@ COLUMNS: dict[str, tuple[str, str]] = {  # key of a row -> title, format
     "ratio": ("x of first", "{:.3g}"),
     "peak_mib": ("peak MiB", "{:.0f}"),
     "peak_ratio": ("x of first", "{:.2f}"),
-    "weights_mib": ("weights MiB", "{:.1f}"),
+    "weights_mib": ("device weights MiB", "{:.1f}"),
     "weights_ratio": ("x of first", "{:.2f}"),
     "evaluations": ("network evaluations", "{:.0f}"),
     "difference": ("largest difference", "{:.1e}"),

@@ -217,10 +217,10 @@ def _gallery(image: gr.Image, paths: Sequence[str]) -> gr.Dataset:
 def _editor(folder: Path) -> gr.ImageEditor:
     """Brush and eraser over one picture; functions get the strokes alone, (h, w) bool."""
     color = "#{:02x}{:02x}{:02x}".format(*TINT)
-    editor = gr.ImageEditor(
+    editor: Any = gr.ImageEditor(
         label="Paint over what shall become new", sources=[], transforms=[], layers=False,
         brush=gr.Brush(colors=[color], color_mode="fixed", default_size=24),
-        canvas_size=FLAT_SIZE[::-1], elem_id="editor", buttons=[],
+        canvas_size=(FLAT_SIZE[1], FLAT_SIZE[0]), elem_id="editor", buttons=[],
     )  # fmt: skip
     editor.preprocess = partial(_read_strokes, folder, editor.preprocess)
     return editor

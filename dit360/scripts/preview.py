@@ -1,0 +1,57 @@
+"""Draw the pictures of the README: generated panoramas beside the true places, and outpainting.
+
+python scripts/preview.py docs
+"""
+
+import sys
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from dit360.captions import caption, render_photo, render_world
+from dit360.editing.place import place_photo
+from dit360.editing.run import edit
+from dit360.editing.settings import EditSettings
+from dit360.embedded import TINY_HEIGHT, TINY_LORA, TINY_MODEL, TINY_STEPS, TINY_TEXT_LENGTH
+from dit360.loading import LoadOptions, open_pipeline
+from dit360.quality import decode_erps, generate_latents, held_out_worlds
+from shared_pano_utils.imageio import write_image
+
+SHOWN, PHOTOS = 8, 4
+
+
+def main() -> None:
+    """Write captions.png (generated left, truth right) and outpainting.png (photo, result, truth)."""
+    folder = Path(sys.argv[1])
+    pipeline = open_pipeline(LoadOptions(model=str(TINY_MODEL), lora=str(TINY_LORA)))
+    worlds = held_out_worlds(SHOWN)
+    sizes = {"height": TINY_HEIGHT, "steps": TINY_STEPS, "text_length": TINY_TEXT_LENGTH}
+    tokens = next(iter(generate_latents(pipeline, worlds, **sizes)))
+    generated = decode_erps(pipeline, tokens, TINY_HEIGHT, "circular")
+    rows = [
+        np.concatenate([picture, render_world(world, TINY_HEIGHT)], 1)
+        for picture, world in zip(generated, worlds, strict=True)
+    ]
+    _write(folder / "captions.png", rows)
+    rows = []
+    for index, world in enumerate(worlds[:PHOTOS]):
+        source, keep = place_photo(render_photo(world, TINY_HEIGHT, 90.0), TINY_HEIGHT)
+        settings = EditSettings(
+            prompt=caption(world), num_inference_steps=TINY_STEPS, seed=index,
+            max_sequence_length=TINY_TEXT_LENGTH,
+        )  # fmt: skip
+        known = np.where(keep[..., None], source, 0)
+        result = edit(pipeline, source, keep, settings).image
+        rows.append(np.concatenate([known, result, render_world(world, TINY_HEIGHT)], 1))
+    _write(folder / "outpainting.png", rows)
+
+
+def _write(path: Path, rows: list[np.ndarray]) -> None:
+    sheet = Image.fromarray(np.concatenate(rows, 0))
+    doubled = sheet.resize((2 * sheet.width, 2 * sheet.height), Image.Resampling.BICUBIC)
+    write_image(path, np.array(doubled))
+
+
+if __name__ == "__main__":
+    main()
