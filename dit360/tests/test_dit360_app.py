@@ -517,19 +517,39 @@ def test_api_cannot_read_files_of_the_server(server: str, pictures: Path):
     httpx = pytest.importorskip("httpx")
     path = {"path": str(pictures / "panorama.png")}
     typed = path | {"meta": {"_type": "gradio.FileData"}}
-    editor = {"background": None, "layers": [path], "composite": None}
     for name, data in (
         ("open_panorama", [typed]),
         ("open_panorama", [path]),
         ("preview_photo", [path, 90, 0, 0, 0]),
-        ("paint", [editor, "Flat panorama", 0, 0, 90]),
-        ("paint", [editor | {"layers": [], "background": path}, "Flat panorama", 0, 0, 90]),
     ):
         address = f"{server}gradio_api/call/{name}"
         event = httpx.post(address, json={"data": data}).json()["event_id"]
         answer = httpx.get(f"{address}/{event}", timeout=60).text
         assert answer.startswith("event: error")
-        assert "there is no panorama yet" not in answer
+
+
+def test_editor_reads_strokes_of_uploaded_files_only(app, tmp_path: Path):
+    import gradio as gr
+    from gradio.components.image_editor import EditorData
+    from gradio.data_classes import FileData
+
+    with gr.Blocks():
+        editor = sys.modules[f"{app.__name__}.page"]._editor(tmp_path / "uploads")
+    layer = np.zeros((8, 16, 4), np.uint8)
+    layer[2:4, 5] = (255, 48, 48, 255)
+    inside, outside = tmp_path / "uploads" / "layer.png", tmp_path / "layer.png"
+    for path in (inside, outside):
+        write_image(path, layer)
+    strokes = editor.preprocess(EditorData(layers=[FileData(path=str(inside))]))
+    assert np.array_equal(strokes, layer[..., 3] > 0)
+    assert editor.preprocess(EditorData()) is None
+    assert editor.preprocess(None) is None
+    secret = FileData(path=str(outside))
+    for payload in (
+        EditorData(layers=[secret]), EditorData(background=secret), EditorData(composite=secret)
+    ):  # fmt: skip
+        with pytest.raises(gr.Error, match="that is not an uploaded file"):
+            editor.preprocess(payload)
 
 
 def test_jobs_wait_for_each_other(app, pipeline, tmp_path: Path):

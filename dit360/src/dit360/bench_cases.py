@@ -87,7 +87,7 @@ class Prepared:
     facts: dict[str, float] = field(default_factory=dict)
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Case:
     """A row: `build(size, **options)` makes what is measured, in a process of its own."""
 
@@ -313,9 +313,9 @@ TABLES = (
         size=MIDDLE,
         tells=("panorama", "blocks", "tokens"),
         cases=(
-            Case(name="stock FluxPipeline", build=generation, options={"stock": True}),
-            Case(name="ours, padding 0", build=generation, options={"padding_n": 0}),
-            Case(name="ours, padding 1 (default)", build=generation, is_compared=False),
+            Case("stock FluxPipeline", generation, {"stock": True}),
+            Case("ours, padding 0", generation, {"padding_n": 0}),
+            Case("ours, padding 1 (default)", generation, is_compared=False),
         ),
     ),
     Table(
@@ -323,14 +323,10 @@ TABLES = (
         size=MIDDLE,
         tells=("panorama", "blocks", "tokens"),
         cases=(
-            Case(name="float32", build=storage),
-            Case(name="precomputed modulation", build=storage, options={"planned": True}),
-            Case(name="8 bits", build=storage, options={"eight_bits": True}),
-            Case(
-                name="both (--memory low)",
-                build=storage,
-                options={"planned": True, "eight_bits": True},
-            ),
+            Case("float32", storage),
+            Case("precomputed modulation", storage, {"planned": True}),
+            Case("8 bits", storage, {"eight_bits": True}),
+            Case("both (--memory low)", storage, {"planned": True, "eight_bits": True}),
         ),
     ),
     Table(
@@ -338,16 +334,10 @@ TABLES = (
         size=MIDDLE,
         tells=("panorama", "vae"),
         cases=(
-            Case(name="stock", build=decoding, options={"wrap": "none"}),
-            Case(name="circular (default)", build=decoding, is_compared=False),
-            Case(
-                name="circular, tiles of 1/2", build=decoding, options={"tiles": 2},
-                is_compared=False,
-            ),
-            Case(
-                name="circular, tiles of 1/4", build=decoding, options={"tiles": 4},
-                is_compared=False,
-            ),
+            Case("stock", decoding, {"wrap": "none"}),
+            Case("circular (default)", decoding, is_compared=False),
+            Case("circular, tiles of 1/2", decoding, {"tiles": 2}, is_compared=False),
+            Case("circular, tiles of 1/4", decoding, {"tiles": 4}, is_compared=False),
         ),
     ),
     Table(
@@ -355,8 +345,8 @@ TABLES = (
         size=TEXT,
         tells=("text", "tokens"),
         cases=(
-            Case(name="text encoders", build=text),
-            Case(name="text cache (bfloat16)", build=text, options={"cached": True}),
+            Case("text encoders", text),
+            Case("text cache (bfloat16)", text, {"cached": True}),
         ),
     ),
     Table(
@@ -365,16 +355,16 @@ TABLES = (
         tells=("panorama", "blocks", "tokens"),
         cases=(
             Case(
-                name="everything by the network, as the original",
-                build=editing,
-                options={"gamma": CLOSE_TO_ONE, "eta": CLOSE_TO_ONE, "reconstruct": True},
+                "everything by the network, as the original",
+                editing,
+                {"gamma": CLOSE_TO_ONE, "eta": CLOSE_TO_ONE, "reconstruct": True},
             ),
             Case(
-                name="general loop (gamma, eta < 1)",
-                build=editing,
-                options={"gamma": CLOSE_TO_ONE, "eta": CLOSE_TO_ONE},
+                "general loop (gamma, eta < 1)",
+                editing,
+                {"gamma": CLOSE_TO_ONE, "eta": CLOSE_TO_ONE},
             ),
-            Case(name="fast path (gamma = eta = 1, default)", build=editing),
+            Case("fast path (gamma = eta = 1, default)", editing),
         ),
     ),
     Table(
@@ -382,8 +372,8 @@ TABLES = (
         size=LOSSES,
         tells=("panorama",),
         cases=(
-            Case(name="three samples, as the original", build=auxiliary, options={"samples": 3}),
-            Case(name="one residual", build=auxiliary, options={"samples": 1}),
+            Case("three samples, as the original", auxiliary, {"samples": 3}),
+            Case("one residual", auxiliary, {"samples": 1}),
         ),
     ),
     Table(
@@ -391,22 +381,14 @@ TABLES = (
         size=TRAINED,
         tells=("panorama", "blocks", "tokens"),
         cases=(
+            Case("no checkpointing, as the original", training, {"checkpointing": False}),
+            Case("gradient checkpointing (default)", training, {"checkpointing": True}),
             Case(
-                name="no checkpointing, as the original",
-                build=training,
-                options={"checkpointing": False},
-            ),
-            Case(
-                name="gradient checkpointing (default)",
-                build=training,
-                options={"checkpointing": True},
-            ),
-            Case(
-                name="no checkpointing, no LoRA dropout",
-                build=training,
-                options={"checkpointing": False, "dropout": 0.0},
+                "no checkpointing, no LoRA dropout",
+                training,
+                {"checkpointing": False, "dropout": 0.0},
                 is_compared=False,
             ),
         ),
     ),
-)  # fmt: skip
+)
