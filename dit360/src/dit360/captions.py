@@ -133,7 +133,7 @@ def world_scene(world: World) -> Scene:
     def material(color: str, pattern: str, scale: float) -> str:
         base = np.array(COLORS[color]) + rng.uniform(-0.03, 0.03, 3)
         shades = (base, base * rng.uniform(0.86, 0.94))
-        return book.add("painted", color, pattern, scale, shades, rng.integers(4096))
+        return book.add("painted", color, pattern, scale, shades, int(rng.integers(4096)))
 
     items = [_object(k + 1, item, rng, material) for k, item in enumerate(world.items)]
     sky = None

@@ -103,7 +103,7 @@ def _transformer(sizes: Sizes) -> FluxTransformer2DModel:
 
 
 def _vae(sizes: Sizes) -> AutoencoderKL:
-    vae = AutoencoderKL(
+    vae: Any = AutoencoderKL(
         block_out_channels=sizes.vae_widths,  # pyright: ignore[reportArgumentType]
         layers_per_block=1,
         latent_channels=16,
@@ -123,7 +123,7 @@ def _vae(sizes: Sizes) -> AutoencoderKL:
 
 
 def _clip(sizes: Sizes) -> CLIPTextModel:
-    tokenizer = clip_tokenizer()
+    tokenizer: Any = clip_tokenizer()
     return CLIPTextModel(
         CLIPTextConfig(
             vocab_size=len(tokenizer),

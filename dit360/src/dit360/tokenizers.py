@@ -4,6 +4,7 @@ Published FLUX folders bring their own vocabularies; these are the same classes 
 """
 
 import string
+from typing import Any
 
 from transformers import CLIPTokenizer, T5Tokenizer
 
@@ -38,7 +39,8 @@ def clip_tokenizer() -> CLIPTokenizer:
     tokens += ["".join(pair) for pair in merges]
     tokens += ["<|startoftext|>", "<|endoftext|>"]
     vocab = {token: i for i, token in enumerate(dict.fromkeys(tokens))}
-    return CLIPTokenizer(vocab=vocab, merges=list(merges), model_max_length=77)
+    pairs: Any = list(merges)  # annotated as strings, which it reads too
+    return CLIPTokenizer(vocab=vocab, merges=pairs, model_max_length=77)
 
 
 def t5_tokenizer() -> T5Tokenizer:

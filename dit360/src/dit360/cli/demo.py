@@ -5,7 +5,9 @@ from pathlib import Path
 from dit360.cli import editing, inference
 from shared_pano_utils.commands import Parser, run_cli
 
-DEMO_PROMPT = "A blue field under an orange sky. There is a yellow box to the left and a red cone behind."
+DEMO_PROMPT = (
+    "A blue field under an orange sky. There is a yellow box to the left and a red cone behind."
+)
 DEMO_WORLD = 5  # of the test split: never trained on
 
 
@@ -20,10 +22,11 @@ def main(argv: list[str] | None = None) -> int:
 def _demo(out: Path) -> int:
     common = ["--tiny", "--overwrite", "--html"]
     code = inference.main([*common, "--prompt", DEMO_PROMPT, "--output", str(out / "text.png")])
-    if code == 0:
-        photo, prompt = _take_photo(out)
-        flags = ["--perspective", str(photo), "--prompt", prompt]
-        code = editing.main([*common, *flags, "--output", str(out / "around_photo.png")])
+    if code != 0:
+        return code
+    photo, prompt = _take_photo(out)
+    flags = ["--perspective", str(photo), "--prompt", prompt]
+    code = editing.main([*common, *flags, "--output", str(out / "around_photo.png")])
     if code == 0:
         print(f"open {(out / 'text.html').resolve()} in a browser: {DEMO_PROMPT}")
         print(f"and {(out / 'around_photo.html').resolve()}: a panorama around {photo.name}")
