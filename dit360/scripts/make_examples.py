@@ -30,7 +30,7 @@ def main() -> int:
     hole[HEIGHT // 2 : HEIGHT * 3 // 4, HEIGHT * 3 // 4 : HEIGHT * 5 // 4] = 255
     write_image(EXAMPLES / "masks" / "hole.png", hole)
     photo_of = random_world(split_seed("test", PHOTO_WORLD))
-    write_image(EXAMPLES / "photo.png", render_photo(photo_of, 256, 90.0))
+    write_image(EXAMPLES / "photo.png", render_photo(photo_of, 256, 120.0))
     lines = [caption(random_world(split_seed("test", index))) for index in PROMPTS]
     with atomic_path(EXAMPLES / "prompts.txt") as path:
         path.write_text("\n".join(lines) + "\n", encoding="utf-8")

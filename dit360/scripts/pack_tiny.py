@@ -31,7 +31,8 @@ def pack(base: Path, lora: Path, output: Path) -> int:
     from safetensors.torch import save_file
 
     FluxPipeline.from_pretrained(base, dtype=torch.float16).save_pretrained(output / "base")
-    for config in (output / "base").glob("*/config.json"):
+    base_files = output / "base"
+    for config in [base_files / "model_index.json", *base_files.glob("*/config.json")]:
         values = json.loads(config.read_text(encoding="utf-8"))
         values.pop("_name_or_path", None)
         config.write_text(json.dumps(values, indent=2, sort_keys=True) + "\n", encoding="utf-8")

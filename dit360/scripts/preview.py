@@ -13,16 +13,23 @@ from dit360.captions import caption, render_photo, render_world
 from dit360.editing.place import place_photo
 from dit360.editing.run import edit
 from dit360.editing.settings import EditSettings
-from dit360.embedded import TINY_HEIGHT, TINY_LORA, TINY_MODEL, TINY_STEPS, TINY_TEXT_LENGTH
+from dit360.embedded import (
+    TINY_HEIGHT,
+    TINY_LORA,
+    TINY_MODEL,
+    TINY_PASTE,
+    TINY_STEPS,
+    TINY_TEXT_LENGTH,
+)
 from dit360.loading import LoadOptions, open_pipeline
-from dit360.quality import decode_erps, generate_latents, held_out_worlds
+from dit360.quality import PHOTO_FOV_DEG, decode_erps, generate_latents, held_out_worlds
 from shared_pano_utils.imageio import write_image
 
 SHOWN, PHOTOS = 8, 4
 
 
 def main() -> None:
-    """Write captions.png (generated left, truth right) and outpainting.png (photo, result, truth)."""
+    """Write captions.jpg (generated left, truth right) and outpainting.jpg (photo, result, truth)."""
     folder = Path(sys.argv[1])
     pipeline = open_pipeline(LoadOptions(model=str(TINY_MODEL), lora=str(TINY_LORA)))
     worlds = held_out_worlds(SHOWN)
@@ -33,18 +40,20 @@ def main() -> None:
         np.concatenate([picture, render_world(world, TINY_HEIGHT)], 1)
         for picture, world in zip(generated, worlds, strict=True)
     ]
-    _write(folder / "captions.png", rows)
+    _write(folder / "captions.jpg", rows)
     rows = []
     for index, world in enumerate(worlds[:PHOTOS]):
-        source, keep = place_photo(render_photo(world, TINY_HEIGHT, 90.0), TINY_HEIGHT)
+        source, keep = place_photo(
+            render_photo(world, TINY_HEIGHT, PHOTO_FOV_DEG), TINY_HEIGHT, fov_deg=PHOTO_FOV_DEG
+        )
         settings = EditSettings(
             prompt=caption(world), num_inference_steps=TINY_STEPS, seed=index,
-            max_sequence_length=TINY_TEXT_LENGTH,
+            max_sequence_length=TINY_TEXT_LENGTH, paste=TINY_PASTE,
         )  # fmt: skip
         known = np.where(keep[..., None], source, 0)
         result = edit(pipeline, source, keep, settings).image
         rows.append(np.concatenate([known, result, render_world(world, TINY_HEIGHT)], 1))
-    _write(folder / "outpainting.png", rows)
+    _write(folder / "outpainting.jpg", rows)
 
 
 def _write(path: Path, rows: list[np.ndarray]) -> None:

@@ -13,16 +13,17 @@ $python prepare_data.py procedural --tiny --output "$work/data" --count 16 --per
 $python prepare_data.py check "$work/data/panoramas.jsonl"
 
 # The panorama recipe, then the mix of panoramas and photos; a LoRA out of the checkpoint.
-SAVE_DIR="$work/model_saved" bash train.sh --tiny --panorama_data "$work/data/panoramas.jsonl" --max_epochs 3
+SAVE_DIR="$work/model_saved" bash train.sh --tiny --panorama_data "$work/data/panoramas.jsonl" \
+    --roll none --no-flip --max_epochs 3
 SAVE_DIR="$work/mix" PANORAMA_DATA="$work/data/panoramas.jsonl" PERSPECTIVE_DATA="$work/data/perspective.jsonl" \
-    bash train_mix_staged_lora_dynamic.sh --tiny --max_epochs 3
+    bash train_mix_staged_lora_dynamic.sh --tiny --roll none --no-flip --max_epochs 3
 $python get_lora_weights.py "$work"/model_saved/lightning_logs/version_0/checkpoints/last.ckpt "$work/lora_output"
 
 # From words; from words with the LoRA just trained; around a photo; with a hole filled.
 $python inference.py --tiny --output "$work/result.png" --html \
     --prompt "A room with red walls and a white floor. There is a blue ball in front."
 $python inference.py --tiny --lora "$work/lora_output" --prompt_file example/prompts.txt --output "$work/generated"
-$python editing.py --tiny --perspective example/photo.png --output "$work/around_photo.png" \
+$python editing.py --tiny --perspective example/photo.png --fov 120 --output "$work/around_photo.png" \
     --prompt "Outdoors, the ground is red and the sky is gray. There is a purple cone to the right and a green cone in front."
 $python editing.py --tiny --task inpaint --image example/example.png --mask example/masks/hole.png \
     --output "$work/inpainted.png" --prompt "A blue field under a gray sky. There is a green ball to the left and a red box in front."

@@ -18,7 +18,8 @@ $python prepare_data.py procedural --tiny --output "$work/worlds" --count 3000
 $python train.py --tiny --pretrained_model_name_or_path "$work/base" --panorama_data "$work/worlds/panoramas.jsonl" \
     --save_dir "$work/run" --rank 16 --lora_alpha 16 --gaussian_init_lora --lora_drop_out 0 \
     --no-gradient_checkpointing --train_batch_size 16 --learning_rate 5e-4 --lambda_yaw 0.5 --lambda_cube 0.5 --aux_from_epoch 0 \
-    --max_steps "${LORA_STEPS:-600}" --max_epochs 100 --seed 1
+    --roll none --no-flip \
+    --max_steps "${LORA_STEPS:-300}" --max_epochs 100 --seed 1
 last=$(ls -d "$work"/run/lightning_logs/version_*/checkpoints/last.ckpt | sort -V | tail -1)
 $python get_lora_weights.py "$last" "$work/lora" --overwrite
 $python scripts/pack_tiny.py --base "$work/base" --lora "$work/lora" --output assets/tiny

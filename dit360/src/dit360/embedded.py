@@ -7,4 +7,5 @@ TINY_MODEL = TINY_ASSETS / "base"
 TINY_LORA = TINY_ASSETS / "lora"
 TINY_HEIGHT = 96  # pixels; twice as wide
 TINY_STEPS = 12
+TINY_PASTE = 4  # pixels over which a kept part fades out
 TINY_TEXT_LENGTH = 48  # T5 tokens; FLUX.1-dev has 512

@@ -22,12 +22,14 @@ from dit360.editing.compose import border_step
 from dit360.editing.place import place_photo
 from dit360.editing.run import edit
 from dit360.editing.settings import EditSettings
+from dit360.embedded import TINY_PASTE
 from dit360.vae import VaeWrap, decode, encode, set_vae_wrap, unpack
 from shared_pano_utils.metrics import psnr, seam_error
 
 HELD_OUT = 128
 ATTRIBUTES = ("wall", "sky", "floor", "object_color", "object_direction")
 BATCH = 16
+PHOTO_FOV_DEG = 120.0
 
 
 def held_out_worlds(count: int = HELD_OUT) -> list[World]:
@@ -128,7 +130,7 @@ def vae_psnr(pipeline: Any, worlds: Sequence[World], height: int) -> float:
 def evaluate_outpainting(
     pipeline: Any, worlds: Sequence[World], *, height: int, steps: int, text_length: int
 ) -> dict[str, float]:
-    """Panoramas around photos of the front, 90 degrees wide, with the captions of their places.
+    """Panoramas around photos of the front, 120 degrees wide, with the captions of their places.
 
     Returns:
         Means: ``kept`` dB of the known part against the photo, ``kept_model`` the same before the
@@ -139,10 +141,12 @@ def evaluate_outpainting(
     values: dict[str, list[float]] = defaultdict(list)
     order = shuffled(worlds)
     for index, world in enumerate(tqdm(worlds, desc="outpainting", leave=False)):
-        source, keep = place_photo(render_photo(world, height, 90.0), height)
+        source, keep = place_photo(
+            render_photo(world, height, PHOTO_FOV_DEG), height, fov_deg=PHOTO_FOV_DEG
+        )
         settings = EditSettings(
             prompt=caption(world), num_inference_steps=steps, seed=index,
-            max_sequence_length=text_length,
+            max_sequence_length=text_length, paste=TINY_PASTE,
         )  # fmt: skip
         result = edit(pipeline, source, keep, settings)
         other = render_world(worlds[order[index]], height)

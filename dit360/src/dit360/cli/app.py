@@ -8,8 +8,7 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from dit360.cli.editing import TINY_PASTE
-from dit360.embedded import TINY_HEIGHT, TINY_STEPS, TINY_TEXT_LENGTH
+from dit360.embedded import TINY_HEIGHT, TINY_PASTE, TINY_STEPS, TINY_TEXT_LENGTH
 from dit360.loading import add_load_flags
 from shared_pano_utils.commands import Parser, run_cli
 
@@ -118,7 +117,7 @@ def _build(args: argparse.Namespace, folder: Path) -> "Blocks":
         paste=TINY_PASTE if args.tiny else EditSettings.paste,
     )
     prompts = [describe_world(number) for number in WORLDS] if args.tiny else PROMPTS
-    pipeline = open_pipeline(load_options(args))
+    pipeline = open_pipeline(load_options(args), report=print)
     return build_interface(
         Studio(pipeline, sampling, editing, folder),
         prompts=prompts,

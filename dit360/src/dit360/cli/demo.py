@@ -9,6 +9,7 @@ DEMO_PROMPT = (
     "A blue field under an orange sky. There is a yellow box to the left and a red cone behind."
 )
 DEMO_WORLD = 5  # of the test split: never trained on
+PHOTO_FOV_DEG = 120.0
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -25,7 +26,7 @@ def _demo(out: Path) -> int:
     if code != 0:
         return code
     photo, prompt = _take_photo(out)
-    flags = ["--perspective", str(photo), "--prompt", prompt]
+    flags = ["--perspective", str(photo), "--fov", str(PHOTO_FOV_DEG), "--prompt", prompt]
     code = editing.main([*common, *flags, "--output", str(out / "around_photo.png")])
     if code == 0:
         print(f"open {(out / 'text.html').resolve()} in a browser: {DEMO_PROMPT}")
@@ -40,5 +41,5 @@ def _take_photo(folder: Path) -> tuple[Path, str]:
 
     world = random_world(split_seed("test", DEMO_WORLD))
     path = folder / "photo.png"
-    write_image(path, render_photo(world, 256, 90.0))
+    write_image(path, render_photo(world, 256, PHOTO_FOV_DEG))
     return path, caption(world)

@@ -14,7 +14,7 @@ from dit360.editing.settings import (
     TASKS,
     EditSettings,
 )
-from dit360.embedded import TINY_HEIGHT, TINY_STEPS, TINY_TEXT_LENGTH
+from dit360.embedded import TINY_HEIGHT, TINY_PASTE, TINY_STEPS, TINY_TEXT_LENGTH
 from shared_pano_utils.commands import Parser, run_cli
 
 if TYPE_CHECKING:
@@ -27,7 +27,6 @@ IMAGE, MASK = Path("example/example.png"), Path("example/masks/mask0.png")
 PROMPT = "A blue field under a gray sky. There is a green ball to the left."  # what IMAGE shows
 PERSPECTIVE_ERODE = 1
 """Latent cells: a token that a photo fills only in part holds its surroundings too."""
-TINY_PASTE = 4
 PACKAGES = ("dit360", "shared-pano-utils", "torch", "diffusers", "transformers", "peft")
 
 

@@ -115,7 +115,8 @@ def inject(
     with announced_levels(pipeline, [index / len(sigmas) for index in range(len(sigmas) - 1)]):
         inverted = invert(source, noise, sigmas, settings.gamma, free)
     progress: Any = pipeline.progress_bar
-    steps = progress(plan_steps(sigmas, settings))
+    # `groupby` asks once more after the end, which not every progress bar survives.
+    steps = (step for step in progress(plan_steps(sigmas, settings)))
     with announced_levels(pipeline, sigmas[:-1]):
         rebuilt, edited = denoise(
             source, inverted, start, padded_keep, steps, network=network, pair=pair, alone=alone
