@@ -38,15 +38,15 @@ def run_cli(command: Callable[[], int], *, verbose: bool = False, out_of_memory:
         if verbose:
             logging.exception("failed")
         else:
-            print(f"error: {_one_line(error)}", file=sys.stderr)
+            sys.stderr.write(f"error: {_one_line(error)}\n")
         return 2
     except RuntimeError as error:
         if type(error).__name__ != "OutOfMemoryError":  # torch's, which may not be imported yet
             raise
-        print(f"error: the device is out of memory; {out_of_memory}", file=sys.stderr)
+        sys.stderr.write(f"error: the device is out of memory; {out_of_memory}\n")
         return 2
     except KeyboardInterrupt:
-        print("interrupted; finished files are kept, run the same command again", file=sys.stderr)
+        sys.stderr.write("interrupted; finished files are kept, run the same command again\n")
         return 130
 
 
