@@ -676,7 +676,7 @@ def command(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, pipeline: DiT360Pip
 
     monkeypatch.setattr(cli.signal, "signal", lambda *_: None)
     monkeypatch.setattr(cli.tempfile, "tempdir", str(tmp_path))
-    monkeypatch.setattr(loading, "open_pipeline", lambda _, report: pipeline)
+    monkeypatch.setattr(loading, "open_pipeline", lambda *_, **__: pipeline)
     monkeypatch.setenv("GRADIO_TEMP_DIR", "restored afterwards")
     return tmp_path
 
