@@ -3,7 +3,7 @@
 python scripts/preview.py docs
 """
 
-import sys
+import argparse
 from pathlib import Path
 
 import numpy as np
@@ -30,7 +30,9 @@ SHOWN, PHOTOS = 8, 4
 
 def main() -> None:
     """Write captions.jpg (generated left, truth right) and outpainting.jpg (photo, result, truth)."""
-    folder = Path(sys.argv[1])
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("folder", type=Path, help="receives the pictures")
+    folder = parser.parse_args().folder
     pipeline = open_pipeline(LoadOptions(model=str(TINY_MODEL), lora=str(TINY_LORA)))
     worlds = held_out_worlds(SHOWN)
     sizes = {"height": TINY_HEIGHT, "steps": TINY_STEPS, "text_length": TINY_TEXT_LENGTH}

@@ -3,7 +3,7 @@
 python scripts/make_examples.py examples
 """
 
-import sys
+import argparse
 from pathlib import Path
 
 from genex_explorer.data.procedural import ClipOptions, SceneKind, find_walk, render_erp
@@ -16,7 +16,9 @@ PLACES: dict[SceneKind, int] = {"room": 4, "corridor": 1, "outdoor": 3}
 
 def main() -> None:
     """Write one JPEG a kind of place into the folder given."""
-    folder = Path(sys.argv[1])
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("folder", type=Path, help="receives the pictures")
+    folder = parser.parse_args().folder
     options = ClipOptions(frames=TINY_FRAMES, size=(512, 256))
     for kind, index in PLACES.items():
         scene, poses = find_walk("test", kind, index, options)

@@ -3,7 +3,7 @@
 python scripts/preview.py docs
 """
 
-import sys
+import argparse
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,9 @@ SCALE, SHOWN = 3, (0, 2, 4, 7)
 
 def main() -> None:
     """Write preview.gif (generated left, truth right) and preview.jpg (frames below each other)."""
-    folder = Path(sys.argv[1])
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("folder", type=Path, help="receives the pictures")
+    folder = parser.parse_args().folder
     pairs = [_walk_pair(*place) for place in PLACES]  # [(F, H, W, 3) generated, true]
     rows = [np.concatenate([walked, truth], 2) for walked, truth in pairs]
     movie = np.concatenate(rows, 1)

@@ -18,6 +18,8 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--steps", type=int, default=2400)
     parser.add_argument("--frames", type=int, default=3, help="length of a window")
     parser.add_argument("--learning_rate", type=float, default=8e-4)
+    parser.add_argument("--latent_noise", type=float, default=0.1)
+    parser.add_argument("--init", type=Path, help="go on with the VAE of this pipeline")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args(argv)
 
@@ -33,6 +35,7 @@ def main(argv: list[str] | None = None) -> int:
         train_tiny_base(
             clips, args.output, steps=args.steps, frames=args.frames,
             learning_rate=args.learning_rate, seed=args.seed,
+            latent_noise=args.latent_noise, init=args.init,
         )  # fmt: skip
         return 0
 

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from genex_explorer.data.procedural import ClipOptions, find_walk, render_erp
 from genex_explorer.embedded import TINY_ASSETS
 from genex_explorer.explorer import TINY_SETTINGS, open_pipeline
 from genex_explorer.paths import trace
@@ -14,6 +15,7 @@ from genex_explorer.quality import (
     evaluate_loops,
     find_loop,
     loop_moves,
+    move_by_depth,
     summarize,
 )
 from genex_explorer.walk import WalkSettings
@@ -34,6 +36,19 @@ def test_clips_beat_the_copied_frame(pipeline: Any) -> None:
     assert values["psnr"] > values["copy_first"] + 3
     assert values["psnr"] > values["vae_ceiling"] - 4.8
     assert values["seam_ratio"] < 1.3
+
+
+def test_a_first_frame_moved_by_depth_is_the_truth_where_nothing_was_hidden() -> None:
+    options = ClipOptions(frames=2, size=(128, 64))
+    scene, poses = find_walk("test", "room", 0, options)
+    first, second = (
+        torch.from_numpy(render_erp(scene, pose, options)).movedim(-1, 0) / 255 for pose in poses
+    )
+    stayed, moved = move_by_depth(first, scene, [poses[0], poses[0], poses[1]])
+    assert torch.allclose(stayed, first, atol=1e-4)
+    error, copied = (moved - second).abs().mean(0), (first - second).abs().mean(0)
+    assert error.median() < 0.01 < copied.median()
+    assert error.mean() < copied.mean() / 2
 
 
 def test_loops_are_nearer_to_the_truth_than_a_turned_start(pipeline: Any) -> None:

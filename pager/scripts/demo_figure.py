@@ -3,7 +3,7 @@
 python scripts/demo_figure.py ../out/demo/procedural_room docs/demo.jpg
 """
 
-import sys
+import argparse
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +16,11 @@ WIDTH = 640
 
 def main() -> None:
     """Stack the three pictures side by side at `WIDTH` pixels each."""
-    folder, target = Path(sys.argv[1]), Path(sys.argv[2])
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("folder", type=Path, help="of a finished demo")
+    parser.add_argument("target", type=Path, help="JPEG file to write")
+    args = parser.parse_args()
+    folder, target = args.folder, args.target
     source = folder.parent / f"{folder.name}.png"
     pictures = [source, folder / "depth_preview.png", folder / "normals_preview.png"]
     panels = [

@@ -3,7 +3,7 @@
 python scripts/make_examples.py examples
 """
 
-import sys
+import argparse
 from pathlib import Path
 
 from pager.data.procedural import SceneKind, render_frame
@@ -16,7 +16,9 @@ SCENES: dict[SceneKind, int] = {"room": 20_000_003, "corridor": 21_000_002, "out
 
 def main() -> None:
     """Write one JPEG a kind of scene into the folder given."""
-    folder = Path(sys.argv[1])
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("folder", type=Path, help="receives the pictures")
+    folder = parser.parse_args().folder
     for kind, seed in SCENES.items():
         path = folder / f"{kind}.jpg"
         write_image(path, render_frame(seed, kind, 0, SIZE).rgb, gpano=True)

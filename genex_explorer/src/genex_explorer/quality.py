@@ -1,16 +1,19 @@
 """Quality of a tiny pipeline on held-out procedural places, beside trivial baselines.
 
-Clips: PSNR of frames 2 to N, beside copying the first frame and beside the ceiling that the VAE
-sets (the true frames, encoded and decoded). Loops: four times forward and a turn of 90 degrees,
+Clips: PSNR of frames 2 to N, beside copying the first frame and beside two ceilings: the true
+frames, encoded and decoded by the VAE; and the first frame, as the VAE shows it, moved by the true
+depth of every pixel. Loops: four times forward and a turn of 90 degrees,
 each frame beside the true panorama of its pose.
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 from tqdm.auto import tqdm
@@ -29,8 +32,9 @@ from genex_explorer.metrics.loop import CLEARANCE_M, LoggedPose, Place, true_pan
 from genex_explorer.paths import STEP_M, Move, Pose
 from genex_explorer.vae import decode_clips, encode_moments
 from genex_explorer.walk import WalkSettings, walk
-from shared_pano_utils import rotate_erp
+from shared_pano_utils import rays, rotate_erp, sample_erp
 from shared_pano_utils.metrics import psnr, seam_error
+from shared_pano_utils.synthetic import Pose as ScenePose
 from shared_pano_utils.synthetic import Scene
 from shared_pano_utils.synthetic.paths import free_distance
 
@@ -40,6 +44,7 @@ RENDERED = (128, 64)  # width and height, as the training clips are rendered
 LOOP_FRAMES = 3  # of each side
 LOOP_OFFSET = 1000  # loops have other scenes than clips
 POSES_PER_SCENE = 40
+SKY_M = 1000.0  # so far away that a walk does not move it
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,42 +56,78 @@ class Row:
     values: dict[str, float]
 
 
-def held_out_clips(
-    options: ClipOptions, counts: dict[SceneKind, int] | None = None, split: str = "test"
-) -> Iterable[tuple[SceneKind, int, np.ndarray]]:
-    """Render clips of scenes that are never trained on: (kind, index, frames (F, H, W, 3))."""
-    for kind in KINDS:
-        for index in range((counts or HELD_OUT)[kind]):
-            scene, poses = find_walk(split, kind, index, options)
-            yield kind, index, np.stack([render_erp(scene, pose, options) for pose in poses])
+def clip_values(
+    pipeline: Any, clip: np.ndarray, moved: Callable[[Tensor], Tensor], settings: WalkSettings
+) -> dict[str, float]:
+    """Decibels of a walk and of what it is compared with; seam ratios.
 
-
-def clip_values(pipeline: Any, clip: np.ndarray, settings: WalkSettings) -> dict[str, float]:
-    """Decibels of the walk, of the first frame, and of the VAE alone; seam ratios."""
+    Args:
+        pipeline: a GenEx pipeline.
+        clip: true frames (F, H, W, 3) uint8.
+        moved: takes the first frame (3, H, W) to the poses of the others, see `move_by_depth`.
+        settings: of the walk.
+    """
     result = walk(pipeline, clip[0], [Move(0.0, len(clip) - 1)], settings)
     walked, truth = _unit(result.segments[0].frames), _unit(clip[1:])
-    decoded = _reconstruct(pipeline, clip)[1:]
+    decoded = _reconstruct(pipeline, clip)
     return {
         "psnr": psnr(walked, truth).mean().item(),
         "copy_first": psnr(_unit(clip[:1]).expand_as(truth), truth).mean().item(),
-        "vae_ceiling": psnr(decoded, truth).mean().item(),
+        "true_depth": psnr(moved(decoded[0]), truth).mean().item(),
+        "vae_ceiling": psnr(decoded[1:], truth).mean().item(),
         "seam_ratio": seam_error(walked)["wrap_ratio"].mean().item(),
         "seam_ratio_truth": seam_error(truth)["wrap_ratio"].mean().item(),
     }
 
 
+def move_by_depth(erp: Tensor, scene: Scene, poses: Sequence[ScenePose]) -> Tensor:
+    """What a panorama at the first pose shows of the others, were every depth known.
+
+    Whatever was hidden from the first pose shows what hid it.
+
+    Args:
+        erp: (3, H, W) in [0, 1].
+        scene: for its depth.
+        poses: N camera poses, the first that of `erp`.
+
+    Returns:
+        (N - 1, 3, H, W) in [0, 1].
+    """
+    width, height = RENDERED
+    frames = []
+    for pose in poses[1:]:
+        depth = scene.render(pose, (height, width), outputs=("depth",), aa=1).depth
+        assert depth is not None
+        points = depth.reshape(height, width, 1).clamp(max=SKY_M) * rays(
+            "erp", (height, width), R=pose.R
+        )
+        where = (points + pose.t - poses[0].t) @ poses[0].R
+        seen = torch.as_tensor(sample_erp(erp, where, mode="bicubic"))
+        frames.append(F.interpolate(seen[None], erp.shape[-2:], mode="area")[0])
+    return torch.stack(frames).clamp(0, 1)
+
+
 def evaluate_clips(
     pipeline: Any, settings: WalkSettings, counts: dict[SceneKind, int] | None = None
 ) -> list[Row]:
-    """Score a pipeline on the held-out clips."""
+    """Score a pipeline on clips of scenes that are never trained on."""
     frames = int(pipeline.unet.config.num_frames)
     options = ClipOptions(frames=frames, size=RENDERED)
-    clips = held_out_clips(options, counts)
-    total = sum((counts or HELD_OUT).values())
+    jobs: list[tuple[SceneKind, int]] = [
+        (kind, index) for kind in KINDS for index in range((counts or HELD_OUT)[kind])
+    ]
     rows = []
-    for kind, index, clip in tqdm(clips, total=total, desc="clips", leave=False):
-        small = np.stack([_at_model_size(frame, settings) for frame in clip])
-        rows.append(Row(kind=kind, index=index, values=clip_values(pipeline, small, settings)))
+    for kind, index in tqdm(jobs, desc="clips", leave=False):
+        scene, poses = find_walk("test", kind, index, options)
+        clip = [_at_model_size(render_erp(scene, pose, options), settings) for pose in poses]
+        moved = partial(move_by_depth, scene=scene, poses=poses)
+        rows.append(
+            Row(
+                kind=kind,
+                index=index,
+                values=clip_values(pipeline, np.stack(clip), moved, settings),
+            )
+        )
     return rows
 
 

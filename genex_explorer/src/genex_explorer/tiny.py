@@ -36,7 +36,6 @@ PARTNER = 2.0  # constant channels beside a signal, about as large as it
 COPY_PARTNER = 4.0  # larger: the norm of the last layer of the UNet should change nothing
 LINEAR_AT = 4.0  # where SiLU is nearly a straight line
 LATENT_WEIGHT = 1e-4  # keeps the latents from growing
-LATENT_NOISE = 0.1  # in units of their deviation
 CLIP_MEAN = [0.48145466, 0.4578275, 0.40821073]
 CLIP_STD = [0.26862954, 0.26130258, 0.27577711]
 
@@ -211,7 +210,15 @@ def tiny_pipeline(seed: int = 0) -> StableVideoDiffusionPipeline:
 
 
 def train_tiny_base(
-    clips: np.ndarray, output: Path, *, steps: int, frames: int, learning_rate: float, seed: int
+    clips: np.ndarray,
+    output: Path,
+    *,
+    steps: int,
+    frames: int,
+    learning_rate: float,
+    seed: int,
+    latent_noise: float = 0.1,
+    init: Path | None = None,
 ) -> None:
     """Train the tiny VAE on windows of clips and write the base pipeline (see `start_as_copy`).
 
@@ -225,8 +232,13 @@ def train_tiny_base(
         frames: length of the windows.
         learning_rate: peak of a one-cycle schedule.
         seed: of weights and of the order of the windows.
+        latent_noise: deviation of the noise that the decoder learns to bear, in that of the
+            latents. Less of it lets the latents hold finer things.
+        init: a pipeline whose VAE is trained on; its other parts and its scale stay.
     """
-    pipeline = tiny_pipeline(seed)
+    pipeline = (
+        tiny_pipeline(seed) if init is None else StableVideoDiffusionPipeline.from_pretrained(init)
+    )
     vae: Any = pipeline.vae
     rng = np.random.default_rng(seed)
     generator = torch.Generator().manual_seed(seed)
@@ -242,7 +254,7 @@ def train_tiny_base(
         if rng.random() < 0.5:
             images = images.flip(-1)
         images = images.roll(int(rng.integers(images.shape[-1])), -1)
-        loss, psnr = _vae_loss(vae, images, generator)
+        loss, psnr = _vae_loss(vae, images, latent_noise, generator)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(vae.parameters(), 1.0)
@@ -250,13 +262,16 @@ def train_tiny_base(
         schedule.step()
         if step % 20 == 0:
             bar.set_postfix_str(f"{psnr:.2f} dB")
-    scale = _latent_scale(vae, clips[:64])
-    vae.register_to_config(scaling_factor=scale)
-    start_as_copy(pipeline.unet, scale)
+    if init is None:
+        scale = _latent_scale(vae, clips[:64])
+        vae.register_to_config(scaling_factor=scale)
+        start_as_copy(pipeline.unet, scale)
     pipeline.save_pretrained(output)
 
 
-def _vae_loss(vae: Any, images: Tensor, generator: torch.Generator) -> tuple[Tensor, float]:
+def _vae_loss(
+    vae: Any, images: Tensor, latent_noise: float, generator: torch.Generator
+) -> tuple[Tensor, float]:
     """Errors of one window (F, 3, H, W) in [-1, 1], pixels and latent cells; PSNR in dB.
 
     The mean error of a cell (what the latents can hold best) makes hues come early. Noise on the
@@ -266,7 +281,7 @@ def _vae_loss(vae: Any, images: Tensor, generator: torch.Generator) -> tuple[Ten
         mean = vae.encode(images).latent_dist.mean.float()
         noise = torch.randn(mean.shape, generator=generator)
         decoded = vae.decode(
-            mean + LATENT_NOISE * mean.detach().std() * noise, num_frames=len(images)
+            mean + latent_noise * mean.detach().std() * noise, num_frames=len(images)
         ).sample
     error = decoded.float() - images
     mse = error.square().mean()

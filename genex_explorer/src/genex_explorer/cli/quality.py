@@ -5,7 +5,9 @@ from pathlib import Path
 
 from genex_explorer.cli.common import Parser, run_cli
 
-CLIP_COLUMNS = ("psnr", "copy_first", "vae_ceiling", "seam_ratio", "seam_ratio_truth")
+CLIP_COLUMNS = (
+    "psnr", "copy_first", "true_depth", "vae_ceiling", "seam_ratio", "seam_ratio_truth"
+)  # fmt: skip
 LOOP_COLUMNS = ("psnr", "turned", "closing")
 
 
