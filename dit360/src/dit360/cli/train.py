@@ -12,8 +12,8 @@ from shared_pano_utils.commands import Parser, run_cli
 
 TINY_WORLDS = 16
 MEMORY_HINT = (
-    "use --train_batch_size 1, --gradient_checkpointing, a smaller --rank or --resolution, or "
-    "--precision bf16-mixed"
+    "use --train_batch_size 1, --gradient_checkpointing, --latent_cache, a smaller --rank or "
+    "--resolution, or --precision bf16-mixed"
 )
 
 

@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Sequence
-from typing import Literal, TypedDict
+from typing import Literal, NamedTuple, TypedDict
 
 import numpy as np
 import torch
@@ -26,6 +26,13 @@ class Example(TypedDict):
     pixel_values: Tensor  # (3, H, 2H) float32 in [-1, 1]
     caption: str
     supervised: Tensor  # (H/8, 2H/8) bool
+
+
+class Pose(NamedTuple):
+    """How an example differs from its image: mirrored first, then turned."""
+
+    is_flipped: bool
+    shift_px: int  # by which the content moves to the right
 
 
 class PanoramaDataset(Dataset[Example]):
@@ -90,19 +97,33 @@ class PanoramaDataset(Dataset[Example]):
         return len(self.rows)
 
     def __getitem__(self, index: int) -> Example:
-        row = self.rows[index]
-        rng = np.random.default_rng([self.seed, int(self._epoch), index])
-        is_flipped = bool(rng.random() < self.flip) and not _SIDES.search(row.caption)
-        shift = self._draw_shift(rng)
-        pixels = load_pixels(row, self.height)
-        supervised = load_supervised(row, self.height)
-        if is_flipped:
-            pixels, supervised = pixels.flip(-1), supervised.flip(-1)
+        pose = self.draw_pose(index)
+        pixels = load_pixels(self.rows[index], self.height)
+        if pose.is_flipped:
+            pixels = pixels.flip(-1)
         return {
-            "pixel_values": pixels.roll(shift, -1),
-            "caption": row.caption,
-            "supervised": supervised.roll(round(shift / LATENT_PX), -1),
+            "pixel_values": pixels.roll(pose.shift_px, -1),
+            "caption": self.rows[index].caption,
+            "supervised": self.read_supervised(index),
         }
+
+    def may_flip(self, index: int) -> bool:
+        """Whether the example is mirrored in some epochs."""
+        return self.flip > 0 and not _SIDES.search(self.rows[index].caption)
+
+    def draw_pose(self, index: int) -> Pose:
+        """Flip and turn of the example in this epoch."""
+        rng = np.random.default_rng([self.seed, int(self._epoch), index])
+        is_flipped = bool(rng.random() < self.flip) and self.may_flip(index)
+        return Pose(is_flipped, self._draw_shift(rng))
+
+    def read_supervised(self, index: int) -> Tensor:
+        """Mask (H/8, 2H/8) of the example in this epoch, mirrored and turned as its image."""
+        pose = self.draw_pose(index)
+        supervised = load_supervised(self.rows[index], self.height)
+        if pose.is_flipped:
+            supervised = supervised.flip(-1)
+        return supervised.roll(round(pose.shift_px / LATENT_PX), -1)
 
     def _draw_shift(self, rng: np.random.Generator) -> int:
         """Pixels by which the content moves to the right (spec 5.5)."""

@@ -1,7 +1,8 @@
-"""What a run needs before its first step: text embeddings, transformer with adapter, VAE."""
+"""What a run needs before its first step: text embeddings, latents, transformer, VAE."""
 
 import json
 import logging
+import os
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -15,9 +16,10 @@ from safetensors.torch import load_file
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from dit360.latentcache import LatentCache
 from dit360.lora import lora_config, plain_state, read_lora
 from dit360.textcache import TextCache
-from dit360.training.datamodule import Texts
+from dit360.training.datamodule import Examples, Texts
 from dit360.training.extract import MODEL_PREFIX, STATE_KEYS, read_checkpoint
 from dit360.training.module import DiT360Training
 from dit360.training.options import TrainOptions
@@ -102,6 +104,34 @@ def build_module(options: TrainOptions, strategy: str) -> DiT360Training:
     transformer.train()
     vae.train()  # it has no dropout; Lightning warns of parts in eval mode
     return DiT360Training(options, transformer, vae, lora)
+
+
+def prepare_latents(options: TrainOptions, vae: Any, examples: Examples) -> None:
+    """Encode the images once, on the device; the encoder goes and the examples become latents.
+
+    Raises:
+        FileNotFoundError, ValueError: an image cannot be read or encoded.
+    """
+    assert options.latent_cache is not None
+    cache = LatentCache(options.latent_cache, vae, options.resolution, examples.rows)
+    may_flip = [examples.may_flip(index) for index in range(len(examples))]
+    if cache.missing(may_flip):
+        if uses_cuda(options):
+            vae.to(f"cuda:{os.environ.get('LOCAL_RANK', 0)}")  # processes share the work
+        cache.encode_all(vae, may_flip)
+        vae.to("cpu")
+    count, size = cache.count(may_flip)
+    logger.info("%d latents take %.1f MB in %s", count, size / 1e6, cache.place)
+    files, folders = cache.count_unused(may_flip)
+    if files or folders:
+        logger.info(
+            "%d files there are of other images, or of what an image was before, and %d folders "
+            "beside it of another VAE, size or wrap: this run does not read them",
+            files,
+            folders,
+        )
+    del vae.encoder
+    examples.latents = cache
 
 
 def add_adapter(transformer: Any, options: TrainOptions) -> dict[str, Any] | None:

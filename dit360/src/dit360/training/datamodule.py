@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from dit360.data.dataset import PanoramaDataset
+from dit360.data.dataset import LATENT_PX, PanoramaDataset
 from dit360.data.rows import Row, open_rows
+from dit360.latentcache import LatentCache
 from dit360.training.options import HUB_DATA, TrainOptions
 from dit360.training.schedule import count_photos, epoch_order
 
@@ -40,8 +41,11 @@ class Examples(Dataset[dict[str, Any]]):
     """Panoramas, then photos, with text embeddings instead of captions.
 
     Examples are dicts with ``pixel_values`` (3, H, 2H) in [-1, 1], ``supervised`` (H/8, 2H/8)
-    bool, ``prompt_embeds`` (L, D), ``pooled_prompt_embeds`` (P,) and the number ``index``.
+    bool, ``prompt_embeds`` (L, D), ``pooled_prompt_embeds`` (P,) and the number ``index``. With
+    `latents` they have ``moments`` (32, H/8, 2H/8) of the same view instead of pixels.
     """
+
+    latents: LatentCache | None = None
 
     def __init__(
         self, options: TrainOptions, panoramas: Sequence[Row], photos: Sequence[Row], texts: Texts
@@ -56,16 +60,32 @@ class Examples(Dataset[dict[str, Any]]):
         return len(self.panoramas) + len(self.photos)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
+        data, number = self._locate(index)
+        embeds, pooled = self.texts.get(data.rows[number].caption)
+        shared = {"prompt_embeds": embeds, "pooled_prompt_embeds": pooled, "index": index}
+        if self.latents is None:
+            example = data[number]
+            pixels, supervised = example["pixel_values"], example["supervised"]
+            return {"pixel_values": pixels, "supervised": supervised, **shared}
+        pose = data.draw_pose(number)
+        moments = self.latents.get(index, mirrored=pose.is_flipped)
+        # A circular VAE commutes with turns by whole latent columns; options allow no others.
+        moments = moments.roll(pose.shift_px // LATENT_PX, -1)
+        return {"moments": moments, "supervised": data.read_supervised(number), **shared}
+
+    @property
+    def rows(self) -> list[Row]:
+        """The row of each example."""
+        return [*self.panoramas.rows, *self.photos.rows]
+
+    def may_flip(self, index: int) -> bool:
+        """Whether an example is mirrored in some epochs."""
+        data, number = self._locate(index)
+        return data.may_flip(number)
+
+    def _locate(self, index: int) -> tuple[PanoramaDataset, int]:
         count = len(self.panoramas)
-        example = self.panoramas[index] if index < count else self.photos[index - count]
-        embeds, pooled = self.texts.get(example["caption"])
-        return {
-            "pixel_values": example["pixel_values"],
-            "supervised": example["supervised"],
-            "prompt_embeds": embeds,
-            "pooled_prompt_embeds": pooled,
-            "index": index,
-        }
+        return (self.panoramas, index) if index < count else (self.photos, index - count)
 
 
 class EpochOrder(Sampler[int]):

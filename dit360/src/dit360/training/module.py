@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 import lightning as L
 import torch
+from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 from diffusers.pipelines.flux.pipeline_flux import FluxPipeline
 from torch import Tensor
 
@@ -34,7 +35,7 @@ class DiT360Training(L.LightningModule):
     Args:
         options: of the run.
         transformer: with an adapter, or all of it trainable; see `dit360.training.build`.
-        vae: frozen, float32.
+        vae: frozen, float32; without its encoder if the examples are latents.
         lora: configuration of the adapter as plain values, None without one.
     """
 
@@ -65,7 +66,10 @@ class DiT360Training(L.LightningModule):
             stream(self.options.seed, SAMPLE, self.current_epoch, index)
             for index in batch["index"].tolist()
         ]
-        clean = self.encode(batch["pixel_values"], streams)
+        if "moments" in batch:
+            clean = self.sample(batch["moments"], streams)
+        else:
+            clean = self.encode(batch["pixel_values"], streams)
         draws = self.draw(clean, streams)
         noisy = flow.interpolate(clean, draws.noise, draws.sigma)
         velocity = self.predict(
@@ -84,6 +88,13 @@ class DiT360Training(L.LightningModule):
         with torch.autocast(self.device.type, enabled=False):
             # The library draws each sample's noise from its own generator.
             return encode(self.vae, pixels.float(), generator=streams)  # pyright: ignore[reportArgumentType]
+
+    def sample(self, moments: Tensor, streams: list[torch.Generator]) -> Tensor:
+        """The same as `encode` from cached moments (B, 32, h, w); the VAE is not run."""
+        posterior = DiagonalGaussianDistribution(moments.float())
+        config = self.vae.config
+        latents = posterior.sample(streams)  # pyright: ignore[reportArgumentType]
+        return (latents - config.shift_factor) * config.scaling_factor
 
     def draw(self, clean: Tensor, streams: list[torch.Generator]) -> Draws:
         """Noise, level and yaw angle of each sample from its own stream."""

@@ -70,6 +70,9 @@ class TrainOptions:
         Path | None, "keep prompt embeddings in this folder; else in memory, 4 MB a caption"
     ] = None
     max_sequence_length: Annotated[int, "T5 tokens of a prompt"] = 512
+    latent_cache: Annotated[
+        Path | None, "encode the images once and keep their latents in this folder, 2 MB each"
+    ] = None
 
     # -- noise
     weighting_scheme: Annotated[
@@ -316,6 +319,22 @@ def _check_together(options: TrainOptions) -> None:
         raise ValueError("--validation_prompts needs whole weights, which FSDP splits; use ddp")
     if options.load_ckpt is not None and options.resume_from_checkpoint is not None:
         raise ValueError("--load_ckpt starts a run and --resume_from_checkpoint goes on; give one")
+    if options.latent_cache is not None:
+        _check_turns_of_latents(options)
+
+
+def _check_turns_of_latents(options: TrainOptions) -> None:
+    """Turning cached latents must be the same as encoding a turned image."""
+    if options.roll == "original":
+        raise ValueError(
+            "--latent_cache turns whole latent columns of 8 px, --roll is original and turns by any "
+            "number of pixels; use --roll uniform or none"
+        )
+    if options.roll != "none" and options.vae_wrap == "none":
+        raise ValueError(
+            f"--latent_cache with --roll {options.roll} needs a VAE that knows no seam, --vae_wrap "
+            "is none; use --vae_wrap circular or --roll none"
+        )
 
 
 def _choices(annotated: Any) -> tuple[Any, ...] | None:

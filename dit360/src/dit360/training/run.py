@@ -13,7 +13,7 @@ from diffusers.models.transformers.transformer_flux import FluxTransformer2DMode
 from lightning.pytorch.callbacks import Callback
 
 from dit360.data.rows import Row
-from dit360.training.build import add_adapter, build_module, prepare_texts
+from dit360.training.build import add_adapter, build_module, prepare_latents, prepare_texts
 from dit360.training.checkpoint import (
     Average,
     StopAtStep,
@@ -74,6 +74,9 @@ def train(options: TrainOptions) -> Path:
     L.seed_everything(options.seed, verbose=False)  # new adapters; the rest has own streams
     texts = prepare_texts(options, [row.caption for row in (*panoramas, *photos)] + prompts)
     module = build_module(options, strategy)
+    data = TrainData(options, panoramas, photos, texts)
+    if options.latent_cache is not None:
+        prepare_latents(options, module.vae, data.examples)
     average = Average(options.ema_decay) if options.ema_decay else None
     callbacks: list[Callback] = [RunInfo(options), WeightWriter(average)]
     if average is not None:
@@ -96,7 +99,6 @@ def train(options: TrainOptions) -> Path:
             use_distributed_sampler=False,
             enable_model_summary=options.verbose,
         )
-        data = TrainData(options, panoramas, photos, texts)
         trainer.fit(module, datamodule=data, ckpt_path=resume, weights_only=True)
     assert trainer.logger is not None
     return Path(str(trainer.logger.log_dir))
