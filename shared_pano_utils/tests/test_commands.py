@@ -1,6 +1,7 @@
 """Command lines: what a user can mend is one line, bugs keep their traceback."""
 
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
@@ -92,3 +93,19 @@ def test_error_in_a_worker_is_the_same_line(
 ) -> None:
     assert run_cli(lambda: len(list(DataLoader(Broken(), num_workers=workers)))) == 2
     assert capsys.readouterr().err == "error: photo 0.jpg: not a readable image; replace it\n"
+
+
+def test_a_file_in_place_of_a_folder_is_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    taken = tmp_path / "taken"
+    taken.write_text("")
+    for folder in (taken, taken / "below"):
+
+        def command(folder: Path = folder) -> int:
+            folder.mkdir(exist_ok=True)
+            return 0
+
+        assert run_cli(command) == 2
+        line = f"error: {folder}: a file is where a folder is wanted; pass another path\n"
+        assert capsys.readouterr().err == line

@@ -51,6 +51,8 @@ def run_cli(command: Callable[[], int], *, verbose: bool = False, out_of_memory:
 
 
 def _one_line(error: BaseException) -> str:
+    if isinstance(error, FileExistsError | NotADirectoryError) and error.filename:
+        return f"{error.filename}: a file is where a folder is wanted; pass another path"
     text = str(error)
     if text.startswith("Caught "):  # in a worker of a data loader, with its traceback
         text = text.rstrip().splitlines()[-1].partition(": ")[2]
