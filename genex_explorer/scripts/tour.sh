@@ -3,10 +3,16 @@
 # resuming, exploring, evaluating. Two CPU cores, about three minutes.
 # Usage: bash scripts/tour.sh [work folder]          afterwards: python app.py --tiny
 set -euo pipefail
+work=$(realpath -m "${1:-$(dirname "$0")/../out/tour}")
 cd "$(dirname "$0")/.."
-work=${1:-out/tour}
 python=${PYTHON:-python}
+if [ -e "$work" ] && [ ! -e "$work/.tour" ]; then
+    echo "error: $work exists and no tour has made it; pass another folder, or delete it" >&2
+    exit 2
+fi
 rm -rf "$work"/{run,walk,straight,scores,images,consistency} # what an earlier tour left
+mkdir -p "$work"
+touch "$work/.tour"
 
 # Videos in the layout of GenEx-DB, then the frame folders that training reads.
 $python prepare_procedural.py --output_dir "$work/videos" --format mp4 --frames_per_video 12 \

@@ -550,3 +550,17 @@ def test_the_entry_point_is_light():
     imported = {line.rsplit("|")[-1].strip() for line in done.stderr.splitlines()}
     assert "genex_explorer.cli.prepare" in imported
     assert not {"torch", "av", "numpy"} & imported
+
+
+def test_the_tour_deletes_only_what_a_tour_has_made(tmp_path: Path):
+    """It gets no further than its first command here."""
+    mine = tmp_path / "mine/images/photo.png"
+    mine.parent.mkdir(parents=True)
+    mine.touch()
+    command = ["bash", str(ROOT / "scripts/tour.sh"), "mine"]
+    common = {"cwd": tmp_path, "env": {**os.environ, "PYTHON": "false"}, "capture_output": True}
+    assert subprocess.run(command, **common).returncode == 2
+    assert mine.is_file()
+    (tmp_path / "mine/.tour").touch()
+    assert subprocess.run(command, **common).returncode == 1
+    assert not mine.is_file()

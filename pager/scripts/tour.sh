@@ -3,10 +3,16 @@
 # inference, the four evaluations, point clouds. Two CPU cores, about two minutes.
 # Usage: bash scripts/tour.sh [work folder]          afterwards: python app.py --tiny
 set -euo pipefail
+work=$(realpath -m "${1:-$(dirname "$0")/../out/tour}")
 cd "$(dirname "$0")/.."
-work=${1:-out/tour}
 python=${PYTHON:-python}
+if [ -e "$work" ] && [ ! -e "$work/.tour" ]; then
+    echo "error: $work exists and no tour has made it; pass another folder, or delete it" >&2
+    exit 2
+fi
 rm -rf "$work/run" "$work/results" # what an earlier tour left; its data is kept
+mkdir -p "$work"
+touch "$work/.tour"
 
 $python prepare_procedural.py --data_path "$work/data" --split train --rooms 12 --corridors 4 --outdoors 4 --workers 2
 $python prepare_procedural.py --data_path "$work/data" --split val --rooms 2 --corridors 1 --outdoors 1

@@ -1,8 +1,10 @@
 """The demo end to end with the embedded checkpoints, and its page in a real browser."""
 
 import json
+import os
 import re
 import shutil
+import subprocess
 from pathlib import Path
 
 import numpy as np
@@ -25,6 +27,20 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("demo")
     assert main(["--out", str(out)]) == 0
     return out / "procedural_room"
+
+
+def test_the_tour_deletes_only_what_a_tour_has_made(tmp_path: Path):
+    """It gets no further than its first command here."""
+    mine = tmp_path / "mine/results/photo.png"
+    mine.parent.mkdir(parents=True)
+    mine.touch()
+    command = ["bash", str(Path(__file__).parents[1] / "scripts/tour.sh"), "mine"]
+    common = {"cwd": tmp_path, "env": {**os.environ, "PYTHON": "false"}, "capture_output": True}
+    assert subprocess.run(command, **common).returncode == 2
+    assert mine.is_file()
+    (tmp_path / "mine/.tour").touch()
+    assert subprocess.run(command, **common).returncode == 1
+    assert not mine.is_file()
 
 
 def test_demo_writes_every_output(demo: Path):
