@@ -8,18 +8,24 @@ cd "$(dirname "$0")/.."
 work=${1:-out/tiny}
 python=${PYTHON:-python}
 
-if [ ! -f "$work/base/model_index.json" ]; then # two cycles, the second with more of the high noise
-    $python scripts/train_tiny_base.py --output "$work/first" --steps "${STEPS:-8000}"
-    mkdir -p "$work/base" && ln -f "$work/first/worlds.npy" "$work/base/worlds.npy"
-    $python scripts/train_tiny_base.py --output "$work/base" --init "$work/first" \
-        --steps "$((${STEPS:-8000} * 3 / 4))" --learning_rate 7e-4 --shift 2 --seed 1
-fi
+steps=${STEPS:-8000}
+cycle() { # folder, folder to go on from, further flags: one more cycle, with more of the high noise
+    local to=$work/$1 from=$work/$2
+    shift 2
+    [ -f "$to/model_index.json" ] && return
+    mkdir -p "$to" && ln -f "$work/first/worlds.npy" "$to/worlds.npy"
+    $python scripts/train_tiny_base.py --output "$to" --init "$from" --learning_rate 7e-4 --shift 2 "$@"
+}
+[ -f "$work/first/model_index.json" ] ||
+    $python scripts/train_tiny_base.py --output "$work/first" --steps "$steps"
+cycle second first --steps "$((steps * 3 / 4))" --seed 1
+cycle base second --steps "$((steps * 5 / 4))" --seed 2
 $python prepare_data.py procedural --tiny --output "$work/worlds" --count 3000
 $python train.py --tiny --pretrained_model_name_or_path "$work/base" --panorama_data "$work/worlds/panoramas.jsonl" \
     --save_dir "$work/run" --rank 16 --lora_alpha 16 --gaussian_init_lora --lora_drop_out 0 \
-    --no-gradient_checkpointing --train_batch_size 16 --learning_rate 5e-4 --lambda_yaw 0.5 --lambda_cube 0.5 --aux_from_epoch 0 \
+    --no-gradient_checkpointing --train_batch_size 16 --learning_rate 2e-4 --lambda_yaw 0.5 --lambda_cube 0.5 --aux_from_epoch 0 \
     --roll none --no-flip \
-    --max_steps "${LORA_STEPS:-300}" --max_epochs 100 --seed 1
+    --max_steps "${LORA_STEPS:-400}" --max_epochs 100 --seed 1
 last=$(ls -d "$work"/run/lightning_logs/version_*/checkpoints/last.ckpt | sort -V | tail -1)
 $python get_lora_weights.py "$last" "$work/lora" --overwrite
 $python scripts/pack_tiny.py --base "$work/base" --lora "$work/lora" --output assets/tiny

@@ -36,7 +36,7 @@ def pipeline() -> Any:
 def test_captions_come_true(pipeline: Any) -> None:
     rows = evaluate_captions(pipeline, held_out_worlds(32), **SIZES)
     assert rows["truth"]["all"] > 0.97
-    assert rows["generated"]["all"] > 0.7
+    assert rows["generated"]["all"] > 0.75
     assert rows["generated"]["all"] > rows["chance"]["all"] + 0.4
     assert rows["generated"]["seam"] < 1.1 < rows["generated"]["seam_plain"]
 
@@ -57,6 +57,18 @@ def test_chance_takes_pictures_of_the_same_kind() -> None:
 def test_seam_ratio_of_known_pictures() -> None:
     ramp = np.tile(np.arange(64, dtype=np.uint8)[None, :, None], (32, 1, 3))
     assert seam_ratio(ramp[None]) == pytest.approx(63, rel=0.02)  # 63 back to 0 against steps of 1
+
+
+def test_seam_ratio_looks_at_the_columns_beside_the_seam_alone() -> None:
+    erp = np.zeros((1, 32, 64, 3), np.uint8)
+    erp[:, :, 31:33] = 255  # the only steps are far from the seam
+    erp[:, :, :3] = (10, 10, 10)
+    erp[:, :, 1:3] = (11, 11, 11)
+    erp[:, :, 2:3] = (12, 12, 12)
+    erp[:, :, -3:] = (18, 18, 18)
+    erp[:, :, -2:] = (19, 19, 19)
+    erp[:, :, -1:] = (20, 20, 20)
+    assert seam_ratio(erp) == pytest.approx(10, rel=0.02)  # 20 to 10 against steps of 1
 
 
 def test_size_and_origin_of_the_shipped_files() -> None:
