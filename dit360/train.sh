@@ -5,7 +5,7 @@
 set -euo pipefail
 export CUDA_VISIBLE_DEVICES="${CUDA_VISIBLE_DEVICES:-0,}"
 
-python "$(dirname "$0")/train.py" \
+"${PYTHON:-python}" "$(dirname "$0")/train.py" \
     --preset released-panorama \
     ${FLUX:+--pretrained_model_name_or_path "$FLUX"} \
     --save_dir "${SAVE_DIR:-model_saved}" \

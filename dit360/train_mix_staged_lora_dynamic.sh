@@ -5,7 +5,7 @@
 set -euo pipefail
 export CUDA_VISIBLE_DEVICES="${CUDA_VISIBLE_DEVICES:-0,}"
 
-python "$(dirname "$0")/train_mix_staged_lora_dynamic.py" \
+"${PYTHON:-python}" "$(dirname "$0")/train_mix_staged_lora_dynamic.py" \
     --preset released-mix \
     --padding_n 1 \
     ${FLUX:+--pretrained_model_name_or_path "$FLUX"} \

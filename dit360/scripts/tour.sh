@@ -3,10 +3,16 @@
 # generate, outpaint, inpaint, evaluate. Two CPU cores, about three minutes.
 # Usage: bash scripts/tour.sh [work folder]          afterwards: python app.py --tiny
 set -euo pipefail
+work=$(realpath -m "${1:-$(dirname "$0")/../out/tour}")
 cd "$(dirname "$0")/.."
-work=${1:-out/tour}
 python=${PYTHON:-python}
+if [ -e "$work" ] && [ ! -e "$work/.tour" ]; then
+    echo "error: $work exists and no tour has made it; pass another folder, or delete it" >&2
+    exit 2
+fi
 rm -rf "$work" # what an earlier tour left
+mkdir -p "$work"
+touch "$work/.tour"
 
 # Captioned panoramas, and photos with captions, both as jsonl.
 $python prepare_data.py procedural --tiny --output "$work/data" --count 16 --perspective 16

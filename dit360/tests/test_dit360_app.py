@@ -338,7 +338,7 @@ def test_outpainting_keeps_the_photo_where_the_preview_shows_it(studio, edits, p
     assert np.array_equal(preview[seen], erp[seen])
     assert np.array_equal(preview[~seen], erp[~seen] // 4)
     # As far as the border of the photo reaches into the latents.
-    assert np.array_equal(keep, ~grown(~seen, 16))
+    assert np.array_equal(keep, ~grown(~seen, 8))
     assert keep.any()
     assert (settings.tau, settings.seed, settings.prompt) == (60, 1, f"{TRIGGER} A beach.")
     assert prompt == settings.prompt

@@ -217,6 +217,7 @@ def test_counts_of_the_released_model() -> None:
     assert shed == pytest.approx(6.495, abs=0.001)
     assert by_mode["balanced"]["device_gb"] == by_mode["low"]["device_gb"] < 0.2
     assert by_mode["low"]["host_gb"] < 22 < 33 < by_mode["balanced"]["host_gb"]
+    assert by_mode["int8"]["device_gb"] == pytest.approx(17.3, abs=0.05)
     assert by_mode["4bit"]["device_gb"] == pytest.approx(10.0, abs=0.1)
     evaluations = {row["name"]: (row["injected"], row["fast"], row["original"]) for row in edits}
     # The source is in the batch for the steps that inject (P20), and 50 steps have the edit.

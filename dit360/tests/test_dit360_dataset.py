@@ -49,6 +49,13 @@ def test_pixels_and_mask_without_augmentation(row: Row) -> None:
     assert torch.equal(example["supervised"], expected)
 
 
+def test_image_of_another_shape_is_refused(tmp_path: Path) -> None:
+    write_image(tmp_path / "photo.png", np.zeros((32, 48, 3), np.uint8))
+    data = PanoramaDataset([Row(image=tmp_path / "photo.png", caption="a", where="row 7")], HEIGHT)
+    with pytest.raises(ValueError, match="row 7: image is 48x32, its width must be twice its heig"):
+        data[0]
+
+
 def test_mask_threshold_and_missing_mask(row: Row, tmp_path: Path) -> None:
     values = np.repeat(np.uint8([0, 127, 128, 129, 200, 254, 255, 1]), 16)
     write_image(tmp_path / "mask.png", np.tile(values, (64, 1)))

@@ -1,6 +1,7 @@
 """`editing.py` end to end on the micro model, and what it refuses before it loads one."""
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -12,7 +13,9 @@ import torch
 from diffusers import FluxPipeline, FluxTransformer2DModel
 from PIL import Image
 
-from dit360.cli.editing import build_parser, main
+from dit360.cli.editing import build_parser, fill_in, main, read_inputs
+from dit360.editing.masks import resize_keep
+from dit360.editing.place import PHOTO_ERODE, place_photo
 from dit360.editing.settings import EditSettings
 from dit360.embedded import TINY_HEIGHT, TINY_MODEL
 from dit360.generate import read_made_with
@@ -64,9 +67,10 @@ def test_outpainting_writes_the_panorama_and_everything_asked_for(
     made_with = read_made_with(out / "result.png")
     assert made_with is not None
     assert made_with["prompt"] == "This is a panorama. A red room."
-    assert made_with["model"] == micro_flux.name
+    assert made_with["model"].startswith(f"{micro_flux.name} (")
     assert json.loads((out / "run.json").read_text())["options"]["tau"] == 50.0
-    line = capsys.readouterr().out.splitlines()[-1]
+    line, page = capsys.readouterr().out.splitlines()[-2:]
+    assert page == str(out / "result.html")
     assert "seam ratio" in line
     assert "border step" in line
     assert "dB before pasting" in line
@@ -86,6 +90,34 @@ def test_a_second_run_skips_refuses_or_overwrites(
     assert main([*flags, "--mask_erode", "1"]) == 2
     assert "was made with source_and_mask" in capsys.readouterr().err
     assert (files / "out" / "result.png").stat().st_mtime_ns == written
+
+
+def test_a_page_of_a_finished_edit(
+    files: Path, micro_flux: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    flags = arguments(files, micro_flux, "--save_source_reconstruction")
+    assert main(flags) == 0
+    monkeypatch.setattr("dit360.loading.open_pipeline", lambda *_, **__: pytest.fail("loads"))
+    assert main([*flags, "--html"]) == 0
+    page = (files / "out" / "result.html").read_text()
+    assert page.count("data:image/jpeg;base64,") == 3  # edited, source, source branch
+    assert "A red room." in page
+
+
+def test_another_lora_of_the_same_name_is_another_edit(
+    files: Path, micro_flux: Path, micro_lora: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lora = files / "lora_output"
+    shutil.copytree(micro_lora, lora)
+    flags = arguments(files, micro_flux, "--lora", str(lora))
+    assert main(flags) == 0
+    assert main(flags) == 0
+    assert "nothing to do" in capsys.readouterr().out
+    with (lora / "adapter_model.safetensors").open("r+b") as file:
+        file.seek(-1, 2)
+        file.write(b"\x00")
+    assert main(flags) == 2
+    assert "was made with lora 'lora_output (" in capsys.readouterr().err
 
 
 def test_inpainting_paints_the_white_part(files: Path, micro_flux: Path) -> None:
@@ -108,6 +140,16 @@ def test_a_photo_becomes_a_panorama(files: Path, micro_flux: Path) -> None:
     changed = (bare != pasted).any(-1)
     assert changed[32, [0, 127]].all()  # behind
     assert not changed[:, 48:80].any()
+
+
+def test_the_border_of_a_photo_is_painted_anew(files: Path, micro_flux: Path) -> None:
+    flags = arguments(files, micro_flux, "--perspective", str(files / "photo.png"))[4:]
+    _, seen = place_photo(pixels(files / "photo.png"), HEIGHT, fov_deg=120)
+    for more, cells in (([], PHOTO_ERODE), (["--mask_erode", "0"], 0)):
+        args = build_parser().parse_args([*flags, "--fov", "120", *more])
+        fill_in(args)
+        _, keep = read_inputs(args)
+        assert np.array_equal(keep, resize_keep(seen, -cells))
 
 
 def test_fill_runs_a_fill_model(files: Path, micro_flux: Path, tmp_path: Path) -> None:
@@ -147,6 +189,11 @@ def test_fill_refuses_another_model(
         (["--tau", "120"], "tau is 120"),
         (["--output", "result.exr"], "not a PNG or JPEG file"),
         (["--perspective", "photo.png"], "leave --image, --mask and --task out"),
+        (["--prompt", ""], "--prompt is empty; describe the panorama"),
+        (["--device", "foo"], "--device foo is unknown"),
+        (["--yaw", "0"], "--yaw is for --perspective; pass a photo, or leave it out"),
+        (["--method", "inpaint", "--tau", "50"], "--tau is for --method inject, not for inpaint"),
+        (["--method", "fill", "--source_prompt", "a"], "--source_prompt is for --method inject"),
         (["--method", "fill", "--tiny"], "no embedded FLUX.1-Fill"),
         (["--method", "inpaint", "--save_source_reconstruction"], "by method inject only"),
     ],
@@ -174,8 +221,32 @@ def test_mistakes_are_one_line_before_a_model_is_loaded(
     assert sorted(files.iterdir()) == before
 
 
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--image", "erp.png"], "--image erp.png needs --mask and --prompt of its own"),
+        (["--image", "erp.png", "--mask", "mask.png"], "--image erp.png needs --prompt of its own"),
+        (["--image", "erp.png", "--prompt", "a"], "--image erp.png needs --mask of its own"),
+        (["--perspective", "photo.png"], "--perspective needs --prompt; say what the panorama"),
+    ],
+)
+def test_the_prompt_and_mask_of_the_example_are_for_it_alone(
+    files: Path,
+    flags: list[str],
+    message: str,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(files)
+    assert main(["--tiny", *flags]) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1
+
+
 def test_defaults_are_the_constants_of_the_original() -> None:
     args = build_parser().parse_args([])
+    fill_in(args)
     original = {
         "image": Path("example/example.png"), "mask": Path("example/masks/mask0.png"),
         "output": Path("result.png"), "task": "outpaint", "num_inference_steps": 50, "seed": 0,
@@ -184,6 +255,12 @@ def test_defaults_are_the_constants_of_the_original() -> None:
     }  # fmt: skip
     assert {name: getattr(args, name) for name in original} == original
     assert EditSettings(prompt="").paste == args.paste
+    named = build_parser().parse_args(["--image", str(Path("example/example.png").resolve())])
+    fill_in(named)
+    assert (named.mask, named.prompt) == (args.mask, args.prompt)
+    photo = build_parser().parse_args(["--perspective", "photo.png", "--prompt", "a"])
+    fill_in(photo)
+    assert (photo.fov, photo.yaw, photo.pitch, photo.roll) == (90, 0, 0, 0)
 
 
 def test_the_root_file_prints_its_help_without_torch() -> None:
@@ -199,6 +276,7 @@ def test_the_root_file_prints_its_help_without_torch() -> None:
     ).stdout
     for flag in ("--perspective", "--mask_erode", "--save_source_reconstruction", "--tiny"):
         assert flag in shown
+    assert f"(default: 0, {PHOTO_ERODE} with --perspective)" in " ".join(shown.split())
 
 
 @pytest.mark.skipif(not TINY_MODEL.is_dir(), reason="the embedded model is not built")
@@ -207,6 +285,7 @@ def test_the_embedded_model_edits_in_its_own_size(files: Path) -> None:
         output = files / f"{method}.png"
         assert main(
             ["--tiny", "--image", str(files / "erp.png"), "--mask", str(files / "mask.png"),
-             "--method", method, "--output", str(output), "--device", "cpu"]
+             "--prompt", "A room with red walls.", "--method", method, "--output", str(output),
+             "--device", "cpu"]
         ) == 0  # fmt: skip
         assert pixels(output).shape == (TINY_HEIGHT, 2 * TINY_HEIGHT, 3)

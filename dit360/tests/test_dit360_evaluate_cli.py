@@ -122,6 +122,9 @@ def test_all_says_what_is_left_out(
         (["--generated", "{a}", "--reference", "{b}"], "--generated has 3 images and --reference"),
         (["--generated", "{a}", "--metrics", "fdi"], "--metrics fdi is unknown; use all, or seam"),
         (["--generated", "{a}", "--metrics", "kid"], "--metrics kid cannot be computed: needs --"),
+        (["--generated", "{a}", "--metrics", "all", "fdi"], "--metrics fdi is unknown; use all"),
+        (["--generated", "{a}", "--device", "foo"], "--device foo is unknown; use auto, cpu"),
+        (["--generated", "{a}", "--device", "mps"], "--device mps is not available on this"),
         (["--generated", "{a}", "--batch_size", "0"], "--batch_size is 0; use 1 or more"),
         (["--generated", "{a}", "--limit", "0"], "--limit is 0; use 1 or more"),
         (["--generated", "{a}", "--gallery", "-1"], "--gallery is -1; use 0 for no contact sheet"),
@@ -161,6 +164,48 @@ def test_a_report_is_kept_unless_overwritten(
     assert report_of(out)["sets"] == {"generated": 2}
     assert main([*flags, "--overwrite"]) == 0
     assert report_of(out)["sets"] == {"generated": 3}
+
+
+def test_the_report_does_not_go_among_the_panoramas(
+    make_set: Callable[..., Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    a, b = make_set("a"), make_set("b")
+    for out, flag in ((a, "generated"), (b, "reference")):
+        flags = ["--generated", str(a), "--reference", str(b), "--out", str(out / ".." / out.name)]
+        assert main([*flags, "--overwrite"]) == 2
+        assert f"is the folder of --{flag}, where the contact sheet would" in one_error(capsys)
+        assert len(list(out.iterdir())) == 3
+
+
+def test_worlds_of_an_earlier_run_do_not_count(
+    make_set: Callable[..., Path], tmp_path: Path
+) -> None:
+    out = tmp_path / "report"
+    assert main(["--tiny", "--out", str(out), "--metrics", "frechet_random"]) == 0
+    flags = ["--tiny", "--generated", str(make_set("four", 4)), "--out", str(out), "--overwrite"]
+    assert main([*flags, "--metrics", "frechet_random"]) == 0
+    assert report_of(out)["sets"] == {"generated": 4, "reference": 4}
+
+
+def test_all_may_stand_among_others(make_set: Callable[..., Path], tmp_path: Path) -> None:
+    flags = ["--tiny", "--generated", str(make_set("a")), "--out", str(tmp_path / "report")]
+    assert main([*flags, "--metrics", "all", "frechet_random"]) == 0
+    assert set(scores_of(tmp_path / "report")) >= set(WITHOUT_WEIGHTS)
+
+
+def test_macs_compute_on_the_cpu(
+    make_set: Callable[..., Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    flags = ["--generated", str(make_set("a")), "--metrics", "seam_ratio", "--out"]
+    assert main([*flags, str(tmp_path / "auto")]) == 0
+    capsys.readouterr()
+    assert main([*flags, str(tmp_path / "mps"), "--device", "mps"]) == 2
+    assert "--device mps has no float64" in one_error(capsys)
 
 
 def test_trained_viewpoints_are_reported(

@@ -1,5 +1,6 @@
 """`inference.py` in process: files, second runs, prompt files, shards, pages, mistakes."""
 
+import hashlib
 import json
 import subprocess
 import sys
@@ -173,7 +174,7 @@ def test_a_foreign_image_is_kept(out: Path, capsys: pytest.CaptureFixture[str]) 
     assert "does not say how it was made" in capsys.readouterr().err
 
 
-def test_device_and_token_do_not_matter(out: Path, opened: list[Any]) -> None:
+def test_name_of_the_device_and_token_do_not_matter(out: Path, opened: list[Any]) -> None:
     assert run("--prompt", BLUE, "--output", out / "a.png", "--token", "hf_secret") == 0
     assert run("--prompt", BLUE, "--output", out / "a.png", "--device", "cpu") == 0
     assert len(opened) == 1
@@ -181,12 +182,64 @@ def test_device_and_token_do_not_matter(out: Path, opened: list[Any]) -> None:
     assert "hf_secret" not in (out / "run.json").read_text()
 
 
-def test_local_folders_are_stored_by_name(out: Path, tmp_path: Path) -> None:
-    (tmp_path / "lora_output").mkdir()
-    lora = ["--lora", tmp_path / "lora_output"]
-    assert run("--prompt", BLUE, "--output", out / "a.png", *lora) == 0
-    assert (read_made_with(out / "a.png") or {})["lora"] == "lora_output"
+def test_local_weights_are_stored_by_name_and_content(
+    out: Path, tmp_path: Path, opened: list[Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    files = {
+        "--lora": tmp_path / "lora_output" / "adapter_model.safetensors",
+        "--pretrained_model_name_or_path": tmp_path / "flux" / "transformer" / "a.safetensors",
+    }
+    command = ["--prompt", BLUE, "--output", out / "a.png"]
+    for flag, file in files.items():
+        file.parent.mkdir(parents=True)
+        file.write_bytes(b"weights")
+        command += [flag, tmp_path / file.relative_to(tmp_path).parts[0]]
+    assert run(*command) == 0
+    made_with = read_made_with(out / "a.png") or {}
+    assert made_with["lora"] == f"lora_output ({hashlib.sha256(b'weights').hexdigest()[:16]})"
+    assert made_with["model"].startswith("flux (")
     assert str(tmp_path).encode() not in (out / "a.png").read_bytes()
+    assert run(*command) == 0
+    assert len(opened) == 1
+    for name, file in zip(("lora", "model"), files.values(), strict=True):
+        capsys.readouterr()
+        file.write_bytes(b"Weights")  # as long as before
+        assert run(*command) == 2
+        assert f"was made with {name} '{made_with[name]}', not" in capsys.readouterr().err
+        file.write_bytes(b"weights")
+    file = files["--lora"]
+    (file.parent / "adapter_config.json").write_text('{"lora_alpha": 2}')
+    assert run(*command) == 2
+
+
+def test_a_lora_file_is_known_by_its_content(out: Path, tmp_path: Path) -> None:
+    for text in ("a", "b"):
+        (tmp_path / "lora.safetensors").write_text(text)
+        command = ["--prompt", BLUE, "--output", out / "a.png", "--lora"]
+        assert run(*command, tmp_path / "lora.safetensors") == (0 if text == "a" else 2)
+
+
+def test_the_kind_of_device_matters(
+    out: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Noise is drawn on the device: another picture for the same seed."""
+    command = ["--prompt", BLUE, "--output", out / "a.png"]
+    assert run(*command) == 0
+    monkeypatch.setattr(generate_module, "choose_device", lambda _: torch.device("cuda:1"))
+    assert run(*command) == 2
+    assert "was made with device 'cpu', not 'cuda'" in capsys.readouterr().err
+
+
+def test_only_the_memory_modes_that_round_matter(
+    out: Path, opened: list[Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["--prompt", BLUE, "--output", out / "a.png", "--memory"]
+    for mode in ("full", "balanced"):
+        assert run(*command, mode) == 0
+    assert len(opened) == 1
+    for mode in ("low", "int8", "4bit"):
+        assert run(*command, mode) == 2
+        assert f"was made with memory 'full', not '{mode}'" in capsys.readouterr().err
 
 
 # ---- several panoramas --------------------------------------------------------------------------
@@ -225,13 +278,18 @@ def test_a_jsonl_file_of_prompts(out: Path, tmp_path: Path, pipeline: DiT360Pipe
     assert np.array_equal(written, expected(pipeline, BLUE, 8))
 
 
-def test_shards_share_the_work(out: Path, opened: list[Any]) -> None:
+def test_shards_share_the_work(
+    out: Path, opened: list[Any], capsys: pytest.CaptureFixture[str]
+) -> None:
     flags = ["--prompt", BLUE, "--num_images", 3, "--output", out]
     assert run(*flags, "--shard", "1/2") == 0
     assert files(out) == {"seed1.png", "run.json"}
     assert run(*flags, "--shard", "0/2") == 0
     assert files(out) == {"seed0.png", "seed1.png", "seed2.png", "run.json"}
     assert len(opened) == 2
+    capsys.readouterr()
+    assert run(*flags, "--shard", "4/5") == 0
+    assert "nothing to do: --shard 4/5 has none of the 3 panoramas" in capsys.readouterr().out
 
 
 def test_an_interrupted_run_goes_on(
@@ -290,6 +348,8 @@ def test_pages(out: Path) -> None:
         (["--num_inference_steps", "0"], "num_inference_steps is 0; use 1 or more"),
         (["--max_sequence_length", "513"], "max_sequence_length is 513; use 512 or less"),
         (["--true_cfg_scale", "2"], "true_cfg_scale is 2.0, which needs a negative_prompt"),
+        (["--prompt", " "], "--prompt is empty; describe the panorama"),
+        (["--device", "foo"], "--device foo is unknown; use auto, cpu"),
         (["--num_images", "0"], "--num_images is 0; use 1 or more"),
         (["--seed", "-1"], "--seed is -1; use 0 to"),
         (["--shard", "2/2"], "--shard 2/2: expected I/N with 0 <= I < N"),

@@ -1,18 +1,22 @@
 """From flags to a pipeline: defaults, order of the steps, errors in one line."""
 
 import argparse
+import enum
 import json
 import logging
 import shutil
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
+import huggingface_hub.constants
 import pytest
 import torch
 from diffusers import FluxPipeline
+from huggingface_hub.utils import http_backoff
 from torch import Tensor
 
+from dit360 import notices
 from dit360.embedded import TINY_LORA, TINY_MODEL
 from dit360.loading import LORA, MODEL, LoadOptions, add_load_flags, load_options, open_pipeline
 from dit360.lora import load_lora, lora_config, read_lora, save_lora
@@ -115,6 +119,9 @@ def test_fused_is_what_an_active_adapter_gives(
         ({"attention": "_native_math"}, 1e-5),
         ({"cache": "first_block", "cache_threshold": 1e-9}, 1e-5),
         ({"memory": "low"}, 0.1),  # float8 storage; latents are about 3
+        ({"memory": "int8"}, 0.03),  # 8 bits instead of the 4 of float8, of T5 too
+        ({"memory": "int8", "precompute_modulation": True}, 0.03),
+        ({"memory": "int8", "cache": "first_block", "cache_threshold": 1e-9}, 0.03),
         ({"dtype": "bf16"}, 0.3),
     ],
 )
@@ -136,6 +143,34 @@ def test_low_memory_stores_8_bits_and_plans_the_modulation(load: Any) -> None:
     assert isinstance(block.norm1.linear, PlannedModulation)
     block = load(memory="low", precompute_modulation=False).transformer.transformer_blocks[0]
     assert type(block.norm1.linear) is torch.nn.Linear
+
+
+def test_int8_rounds_base_and_lora_together(load: Any, micro_flux: Path, micro_lora: Path) -> None:
+    layer = "transformer_blocks.0.attn.to_q"
+    base = FluxPipeline.from_pretrained(micro_flux).transformer.get_submodule(layer).weight
+    state = read_lora(micro_lora).state
+    update = (
+        state[f"transformer.{layer}.lora_B.weight"] @ state[f"transformer.{layer}.lora_A.weight"]
+    )
+    whole = (base + 0.5 * update).detach()  # alpha / rank = 0.5
+    found = load(memory="int8").transformer.get_submodule(layer)
+    assert type(found) is torch.nn.Linear  # no adapter is left
+    steps = whole.abs().amax(1, keepdim=True) / 127.5
+    torch.testing.assert_close(found.weight.scale, steps, rtol=1e-5, atol=0)
+    # The nearest step; up to a whole one if both had been rounded before they were added.
+    assert (found.weight.qdata - whole / steps).abs().max() < 0.501
+    block = load(memory="int8", precompute_modulation=True).transformer.transformer_blocks[0]
+    assert isinstance(block.norm1.linear, PlannedModulation)
+    assert type(block.norm1.linear.layer.weight) is torch.nn.Parameter  # not rounded
+
+
+def test_int8_layers_can_be_compiled(load: Any) -> None:
+    """Traced whole, which a quantised tensor could prevent."""
+    layers = load(memory="int8").transformer.transformer_blocks[0].ff
+    x = torch.randn(1, 3, 64)
+    compiled = torch.compile(layers, backend="aot_eager", fullgraph=True)
+    with torch.no_grad():
+        torch.testing.assert_close(compiled(x), layers(x), atol=1e-6, rtol=0)
 
 
 def test_panorama_options_arrive(load: Any) -> None:
@@ -174,14 +209,22 @@ def test_text_cache_replaces_the_encoders(
         pipeline.encode_prompt("a hill", None, max_sequence_length=16)
 
 
-def test_memory_is_reported_before_loading(micro_flux: Path) -> None:
+def test_what_comes_before_the_weights_are_loaded(
+    micro_flux: Path, micro_lora: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def load(*_: Any) -> None:
+        raise EOFError("the base is loaded now")
+
+    monkeypatch.setattr("dit360.loading._load", load)
     lines: list[str] = []
-    options = LoadOptions(model=str(micro_flux), lora="./missing", device="cpu")
-    with pytest.raises(FileNotFoundError, match="missing"):
+    options = LoadOptions(model=str(micro_flux), lora=str(micro_lora), device="cpu")
+    with pytest.raises(EOFError):
         open_pipeline(options, report=lines.append)
     (line,) = lines
     assert line.startswith("memory full: weights 2.")
     assert "MB in main memory" in line
+    with pytest.raises(FileNotFoundError, match="missing"):
+        open_pipeline(replace(options, lora="./missing"))
 
 
 def test_other_padding_than_the_training_is_warned_of(
@@ -194,6 +237,10 @@ def test_other_padding_than_the_training_is_warned_of(
         assert not caplog.text
         load(lora=str(tmp_path), padding_n=0)
     assert "was trained with --padding_n 1, this is 0" in caplog.text
+    save_lora(tmp_path, read_lora(micro_lora).state, config, {"pad_ids": "extended"})
+    with caplog.at_level(logging.WARNING, "dit360"):
+        load(lora=str(tmp_path))
+    assert "was trained with --pad_ids extended, this is source" in caplog.text
 
 
 # ---- refusals -----------------------------------------------------------------------------------
@@ -206,6 +253,7 @@ def test_other_padding_than_the_training_is_warned_of(
         ({"attention": "fast"}, r"--attention fast is unknown; use one of .*native"),
         ({"attention": "sage"}, "--attention sage needs a CUDA device"),
         ({"padding_n": -1}, "--padding_n is -1"),
+        ({"tile_columns": 2}, "--tile_columns is 2; use 4 or more"),
         ({"cache_threshold": 0.0}, "--cache_threshold is 0.0"),
         ({"dtype": "fp16"}, "fp16 is not for the CPU"),
     ],
@@ -215,8 +263,6 @@ def test_options_that_cannot_run(load: Any, options: dict[str, Any], message: st
         load(**options)
 
 
-# huggingface_hub warns about an argument that diffusers passes to it.
-@pytest.mark.filterwarnings("ignore:The `local_dir_use_symlinks` argument:UserWarning")
 def test_models_that_are_not_here(load: Any, tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"hf auth login.*hf download nobody/nothing"):
         load(model="nobody/nothing")
@@ -256,3 +302,60 @@ def test_weights_of_other_sizes(load: Any, tmp_path: Path, micro_flux: Path) -> 
     path.write_text(json.dumps(config))
     with pytest.raises(ValueError, match="cannot be loaded as DiT360Pipeline"):
         load(model=str(folder))
+
+
+# ---- notices ------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def said() -> Any:
+    """Lines that a named logger passes on to its handlers."""
+    added: list[tuple[logging.Logger, logging.Handler]] = []
+
+    def listen(name: str) -> list[str]:
+        lines: list[str] = []
+        handler = logging.Handler()
+        handler.emit = lambda record: lines.append(record.getMessage())
+        logging.getLogger(name).addHandler(handler)
+        added.append((logging.getLogger(name), handler))
+        return lines
+
+    yield listen
+    for logger, handler in added:
+        logger.removeHandler(handler)
+
+
+def test_notices_at_import_are_held_back_and_nothing_else(said: Any) -> None:
+    from diffusers.quantizers.torchao import torchao_quantizer
+    from torch.utils import _pytree
+
+    class Color(enum.StrEnum):
+        RED = "red"
+
+    lines = {name: said(name) for name in notices.AT_IMPORT}
+    _pytree.register_constant(Color)
+    torchao_quantizer._update_torch_safe_globals()
+    logging.getLogger("bitsandbytes.backends.cpu.ops").warning(
+        "Failed to load CPU gemm_4bit_forward from kernels-community: No module named 'kernels'"
+    )
+    assert not any(lines.values())
+    for name in notices.AT_IMPORT:
+        logging.getLogger(name).warning("something else")
+    assert all(found == ["something else"] for found in lines.values())
+
+
+def test_retries_of_the_hub_are_held_back(said: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
+    lines = said(notices.HUB_CLIENT)
+
+    def ask() -> None:
+        with pytest.raises(Exception, match="refused"):  # nobody listens on this port
+            http_backoff("HEAD", "http://127.0.0.1:9/", max_retries=1, base_wait_time=0.01)
+
+    with notices.quiet_hub():
+        ask()
+        assert lines == []
+        logging.getLogger(notices.HUB_CLIENT).warning("Rate limited. Waiting 9s before retry")
+    assert len(lines) == 1
+    ask()
+    assert len(lines) == 4  # two attempts, one wait

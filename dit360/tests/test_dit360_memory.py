@@ -11,6 +11,7 @@ from transformers import CLIPTextConfig, CLIPTextModel, T5Config, T5EncoderModel
 
 from dit360 import memory
 from dit360.memory import MemoryMode, choose_device, choose_dtype, estimate
+from dit360.modulation import precompute_modulation
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 GB = 1e9
@@ -103,6 +104,7 @@ def test_p1_parameters_of_the_released_model(released: dict[str, nn.Module]) -> 
         ("balanced", torch.bfloat16, 0.17, 33.57, 4.5),
         # 8 bits but for norms (their modulation: 6.5 GB), the ends, T5's `wo` and embedding.
         ("low", torch.bfloat16, 0.17, 21.5, 4),
+        ("int8", torch.bfloat16, 11.98 + 4.90 + 0.25 + 0.17, 0, 20.5),
     ],
 )
 def test_estimates_of_the_released_model(
@@ -130,6 +132,16 @@ def test_precomputed_modulation_leaves_6_5_gb(released: dict[str, nn.Module]) ->
     )
 
 
+def test_precomputed_modulation_with_int8_stays_in_bfloat16(released: dict[str, nn.Module]) -> None:
+    whole = estimate(released, "int8", torch.bfloat16, planned=False, cpu=False)
+    planned = estimate(released, "int8", torch.bfloat16, planned=True, cpu=False)
+    inner = 3072
+    rows = (19 * 2 * 6 + 38 * 3) * inner  # of norm1, norm1_context and the norm of single blocks
+    # Integers, scales and zero points of 5 bytes, biases; the last norm's layer is never quantised.
+    assert whole.device - planned.device == rows * (inner + 5 + 2) + 2 * 18_880_512
+    assert planned.host == 2 * (3_228_567_552 + 18_880_512)
+
+
 def test_without_text_encoders_9_8_gb_less(released: dict[str, nn.Module]) -> None:
     parts = {name: part for name, part in released.items() if "text" not in name}
     whole = estimate(released, "full", torch.bfloat16, planned=False, cpu=False)
@@ -137,17 +149,35 @@ def test_without_text_encoders_9_8_gb_less(released: dict[str, nn.Module]) -> No
     assert (whole.device - found.device) / GB == pytest.approx(9.77, abs=0.01)
 
 
-@pytest.mark.parametrize(("mode", "dtype"), [("full", torch.bfloat16), ("low", torch.float32)])
+def stored_bytes(parameter: Tensor) -> int:
+    """Of a parameter, or of the tensors in a quantised one."""
+    if not hasattr(parameter, "__tensor_flatten__"):
+        return parameter.numel() * parameter.element_size()
+    return sum(stored_bytes(getattr(parameter, name)) for name in parameter.__tensor_flatten__()[0])
+
+
+@pytest.mark.parametrize(
+    ("mode", "dtype", "planned"),
+    [
+        ("full", torch.bfloat16, False),
+        ("low", torch.float32, False),
+        ("int8", torch.float32, False),
+        ("int8", torch.bfloat16, False),
+        ("int8", torch.bfloat16, True),
+    ],
+)
 def test_counted_bytes_are_those_of_loaded_weights(
-    micro_flux: Path, mode: MemoryMode, dtype: torch.dtype
+    micro_flux: Path, mode: MemoryMode, dtype: torch.dtype, planned: bool
 ) -> None:
     parts = memory.meta_parts(str(micro_flux))
-    expected = estimate(parts, mode, dtype, planned=False, cpu=True)
+    expected = estimate(parts, mode, dtype, planned=planned, cpu=True)
     pipeline = FluxPipeline.from_pretrained(micro_flux, dtype=dtype)
+    modules = [getattr(pipeline, part) for part in parts]
+    if planned:
+        plan = precompute_modulation(pipeline)
+        modules += [layer.layer for layer in plan.planned]  # out of reach of the transformer
     memory.place(pipeline, mode, CPU, dtype)
-    found = sum(
-        p.numel() * p.element_size() for part in parts for p in getattr(pipeline, part).parameters()
-    )
+    found = sum(stored_bytes(p) for module in modules for p in module.parameters())
     assert expected.device == found
     assert expected.host == 0
 
@@ -204,6 +234,58 @@ def test_an_adapter_must_be_fused_before_8_bits(pipeline: FluxPipeline, micro_lo
     assert relative_error(velocity(pipeline), expected) < 0.03
 
 
+def test_int8_rounds_to_the_nearest_step_of_a_row(pipeline: FluxPipeline) -> None:
+    expected = velocity(pipeline)
+    layers = {
+        name: layer.weight.detach().clone()
+        for name, layer in pipeline.transformer.named_modules()
+        if isinstance(layer, nn.Linear)
+    }
+    pipeline.text_encoder_2 = None  # as with a text cache
+    memory.place(pipeline, "int8", CPU, torch.float32)
+    full = []
+    for name, weight in layers.items():
+        found = pipeline.transformer.get_submodule(name).weight
+        if type(found) is nn.Parameter:
+            full.append(name)
+            continue
+        steps = weight.abs().amax(1, keepdim=True) / 127.5  # -128..127
+        assert found.qdata.dtype == torch.int8
+        torch.testing.assert_close(found.scale, steps, rtol=1e-6, atol=0)
+        off = (found.dequantize() - weight).abs() / steps
+        assert 0.4 < off.max() < 0.501
+    assert {name.partition(".")[0] for name in full} == {
+        "time_text_embed", "context_embedder", "x_embedder", "norm_out", "proj_out"
+    }  # fmt: skip
+    # Weights are uniform to their largest, so that rounding has 2/255/sqrt(12) of that and the
+    # weights 1/sqrt(3): 0.4 % a layer. The residual stream, which is not rounded, dilutes it.
+    assert 1e-5 < relative_error(velocity(pipeline), expected) < 1 / 255
+
+
+def test_int8_text_encoder(pipeline: FluxPipeline) -> None:
+    expected, pooled, _ = pipeline.encode_prompt("a room", None, max_sequence_length=16)
+    memory.quantise_to_int8(pipeline, CPU)
+    layer = pipeline.text_encoder_2.encoder.block[0].layer
+    for linear in (layer[0].SelfAttention.q, layer[1].DenseReluDense.wo):
+        assert linear.weight.qdata.dtype == torch.int8
+    found, same, _ = pipeline.encode_prompt("a room", None, max_sequence_length=16)
+    # The largest of a row of normal numbers is about 3 deviations: rounding has 6/255/sqrt(12).
+    assert 1e-4 < relative_error(found, expected) < 0.03
+    assert torch.equal(pooled, same)
+
+
+def test_int8_would_overflow_in_float16() -> None:
+    """Why that is refused: 64 weights of 127 steps times 100 are above 65504 before the scale."""
+    from torchao.quantization import Int8WeightOnlyConfig, quantize_
+
+    layer = nn.Linear(64, 1, bias=False, dtype=torch.float16)
+    nn.init.constant_(layer.weight, 0.05)
+    x = torch.full((1, 64), 100.0, dtype=torch.float16)
+    assert layer(x).item() == pytest.approx(320, rel=1e-3)
+    quantize_(layer, Int8WeightOnlyConfig(set_inductor_config=False))
+    assert layer(x).isinf().all()
+
+
 def test_streaming_hooks_every_block_and_changes_nothing(pipeline: FluxPipeline) -> None:
     def call() -> Tensor:
         return pipeline(
@@ -236,17 +318,21 @@ def test_4bit_quantises_transformer_and_t5() -> None:
         assert one.bnb_4bit_compute_dtype == torch.bfloat16
 
 
-def test_only_4bit_needs_another_package(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_quantised_modes_need_another_package(monkeypatch: pytest.MonkeyPatch) -> None:
     assert memory.quantization("low", torch.bfloat16) is None
+    assert memory.quantization("int8", torch.bfloat16) is None  # rounded after loading
     monkeypatch.setattr(memory.importlib.util, "find_spec", lambda _: None)
-    with pytest.raises(ImportError, match=r"pip install -e \"dit360\[quant\]\""):
-        memory.check_memory_mode("4bit", CUDA)
+    for mode, package in (("int8", "torchao"), ("4bit", "bitsandbytes")):
+        message = rf"^--memory {mode} needs {package}; pip install -e \"dit360\[quant\]\"$"
+        with pytest.raises(ImportError, match=message):
+            memory.check_memory_mode(mode, CUDA, torch.bfloat16)
+    memory.check_memory_mode("low", CUDA, torch.bfloat16)
 
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
-@pytest.mark.parametrize("mode", ["balanced", "low"])
-def test_streaming_on_the_device(pipeline: FluxPipeline, mode: MemoryMode) -> None:
+@pytest.mark.parametrize("mode", ["balanced", "low", "int8"])
+def test_modes_on_the_device(pipeline: FluxPipeline, mode: MemoryMode) -> None:
     expected = pipeline.to("cuda")("a room", height=64, width=128, num_inference_steps=2)
     memory.place(pipeline.to("cpu"), mode, CUDA, torch.float32)
     found = pipeline("a room", height=64, width=128, num_inference_steps=2)
@@ -257,17 +343,19 @@ def test_streaming_on_the_device(pipeline: FluxPipeline, mode: MemoryMode) -> No
 
 
 @pytest.mark.parametrize(
-    ("mode", "device", "message"),
+    ("mode", "device", "dtype", "message"),
     [
-        ("tight", "cpu", "--memory tight is unknown; use one of full, balanced, low, 4bit"),
-        ("balanced", "cpu", "needs a CUDA device, the device is cpu; use full or low"),
-        ("4bit", "mps", "needs a CUDA device, the device is mps; use full$"),
-        ("low", "mps", "8-bit floats, which mps lacks"),
+        ("tight", "cpu", "fp32", "--memory tight is unknown; use one of full, .*low, int8, 4bit"),
+        ("balanced", "cpu", "fp32", "CUDA device, the device is cpu; use full, low or int8$"),
+        ("4bit", "mps", "bf16", "needs a CUDA device, the device is mps; use full$"),
+        ("low", "mps", "bf16", "8-bit floats, which mps lacks"),
+        ("int8", "mps", "bf16", "not for mps; use full"),
+        ("int8", "cuda", "fp16", "int8 overflows in fp16; use --dtype bf16"),
     ],
 )
-def test_modes_that_cannot_run(mode: str, device: str, message: str) -> None:
+def test_modes_that_cannot_run(mode: str, device: str, dtype: str, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        memory.check_memory_mode(mode, torch.device(device))
+        memory.check_memory_mode(mode, torch.device(device), memory.DTYPES[dtype])
 
 
 def test_devices(monkeypatch: pytest.MonkeyPatch) -> None:

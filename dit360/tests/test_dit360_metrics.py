@@ -477,6 +477,7 @@ def touch(folder: Path, *names: str) -> list[Path]:
 
 def test_images_come_in_counting_order(tmp_path: Path) -> None:
     touch(tmp_path, "pano_10.png", "pano_9.JPG", "notes.txt", "1.webp", "pano_9b.png")
+    touch(tmp_path, ".0a1b2c.tmp.png", "._pano_9.JPG")  # a stopped writer's, a Mac's
     found = [path.name for path in find_images(tmp_path, "--generated")]
     assert found == ["pano_9.JPG", "pano_9b.png", "pano_10.png", "1.webp"]
     assert len(find_images(tmp_path, "--generated", 2)) == 2
@@ -505,9 +506,17 @@ def test_captions_by_line_and_by_name(tmp_path: Path) -> None:
     assert read_captions(rows, images) == ["of a", "of b"]
     with pytest.raises(ValueError, match=r"no row for 1 images \(c.png first\)"):
         read_captions(rows, [*images, tmp_path / "c.png"])
-    for line in ('{"caption": "no name"}', '{"image": "a.png"}', "[]", "no json"):
-        rows.write_text(line)
-        with pytest.raises(ValueError, match=r"captions\.jsonl line 1 is not a row with image"):
+    for line, mistake in (
+        (
+            '{"caption": "no name"}',
+            r"image \(or file_name, or name\) is None, expected a file name",
+        ),
+        ('{"image": "a.png"}', "caption is None, expected a text or a list of texts"),
+        ("[]", "not a JSON object"),
+        ("no json", "not JSON"),
+    ):
+        rows.write_text(f'{{"image": "b", "caption": "of b"}}\n\n\n{line}\n')
+        with pytest.raises(ValueError, match=rf"--captions .*captions\.jsonl line 4: {mistake}"):
             read_captions(rows, images)
     with pytest.raises(ValueError, match=r"is not a \.txt or \.jsonl file"):
         read_captions(images[0], images)

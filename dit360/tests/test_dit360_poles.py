@@ -211,6 +211,13 @@ def test_faces_painted_elsewhere(tmp_path: Path, capsys) -> None:
     face = read_image(out / "a_up.png")
     assert np.array_equal(face, cut_face(erp, 64, "up"))
     assert not (out / "a.png").exists()
+    (out / "a_down.png").unlink()  # as an interrupted run would leave it
+    assert main([*argv, "--inpainter", "none"]) == 0
+    assert (out / "a_down.png").is_file()
+    capsys.readouterr()
+    for flag in ("--face_size", "--feather", "--num_inference_steps"):
+        assert main([*argv, flag, "0"]) == 2
+        assert capsys.readouterr().err == f"error: {flag} 0: use 1 or more\n"
     assert main([*argv, "--inpainter", "painted"]) == 2
     assert "needs --painted" in capsys.readouterr().err
     assert main([*argv, "--inpainter", "painted", "--painted", str(out), "--feather", "1"]) == 0

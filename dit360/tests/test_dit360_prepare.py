@@ -242,8 +242,8 @@ def test_interrupted_run_goes_on(
     monkeypatch.setattr(prepare, "place_photo", interrupted)
     assert perspective(photos, output) == 130
     assert not (output / "perspective.jsonl").exists()
-    with (output / "perspective.jsonl.part").open("a") as file:
-        file.write('{"image": "canv')  # as a crash would leave it
+    with (output / "perspective.jsonl.part").open("ab") as file:
+        file.write('{"image": "canvas/é'.encode()[:-1])  # as a crash would leave it
     assert perspective(photos, output) == 0
     assert "1 made, 2 skipped" in capsys.readouterr().out
     assert len(open_rows(output / "perspective.jsonl")) == 3
@@ -280,6 +280,47 @@ def test_panoramas_command(tmp_path: Path, capsys) -> None:
     assert mask.getextrema() == (255, 255)
 
 
+def test_rows_of_other_images_are_kept(photos: Path, tmp_path: Path, capsys) -> None:
+    """Two calls with one output; images that are gone and --overwrite end it."""
+    output = tmp_path / "out"
+    argv = ["--output", str(output), "--caption", "x", "--height", "64"]
+
+    def names(file: str) -> list[str]:
+        return [Path(record["image"]).stem for record in read_lines(output / file)]
+
+    for name in "ab":
+        assert main(["perspective", str(photos / f"{name}.png"), *argv]) == 0
+    assert "1 made, 0 skipped, 1 rows of other images kept" in capsys.readouterr().out
+    assert names("perspective.jsonl") == ["a", "b"]
+    assert main(["perspective", str(photos / "a.png"), *argv, "--fov", "60"]) == 0
+    records = read_lines(output / "perspective.jsonl")
+    assert [(Path(r["image"]).stem, r["fov_deg"]) for r in records] == [("a", 60), ("b", 90)]
+    (output / "masks/a.png").unlink()
+    assert main(["perspective", str(photos / "c.png"), *argv]) == 0
+    assert names("perspective.jsonl") == ["b", "c"]
+    assert main(["perspective", str(photos / "c.png"), *argv, "--overwrite"]) == 0
+    assert names("perspective.jsonl") == ["c"]
+
+    for name in "ab":
+        write_image(tmp_path / f"{name}.png", np.zeros((16, 32, 3), np.uint8))
+        assert main(["panoramas", str(tmp_path / f"{name}.png"), *argv[:4]]) == 0
+    assert names("panoramas.jsonl") == ["a", "b"]
+    assert main(["panoramas", str(tmp_path / "b.png"), *argv[:4], "--overwrite"]) == 0
+    assert names("panoramas.jsonl") == ["b"]
+
+
+def test_enormous_image_is_one_failure(
+    tmp_path: Path, capsys, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, height in (("a", 16), ("b", 64)):
+        write_image(tmp_path / f"in/{name}.png", np.zeros((height, 2 * height, 3), np.uint8))
+    monkeypatch.setattr("PIL.Image.MAX_IMAGE_PIXELS", 1000)  # an error above twice that
+    argv = ["panoramas", str(tmp_path / "in"), "--output", str(tmp_path), "--caption", "x"]
+    assert main(argv) == 1
+    assert "failed: b.png: not a readable image (Image size" in capsys.readouterr().err
+    assert len(read_lines(tmp_path / "panoramas.jsonl")) == 1
+
+
 def test_procedural_worlds(tmp_path: Path, capsys) -> None:
     argv = ["procedural", "--output", str(tmp_path), "--count", "3", "--perspective", "2"]
     argv += ["--height", "64", "--split", "test"]
@@ -302,6 +343,9 @@ def test_procedural_worlds(tmp_path: Path, capsys) -> None:
     capsys.readouterr()
     assert main(argv) == 0
     assert capsys.readouterr().out.count(" 0 made") == 2
+    assert main([*argv, "--count", "1", "--perspective", "1"]) == 0
+    for name in ("panoramas", "perspective"):  # as many as asked for
+        assert len(read_lines(tmp_path / f"{name}.jsonl")) == 1
 
 
 def test_journal_keeps_only_what_is_asked_for(tmp_path: Path) -> None:
@@ -322,7 +366,10 @@ def test_journal_keeps_only_what_is_asked_for(tmp_path: Path) -> None:
     ("argv", "message"),
     [
         (["perspective", "x", "--output", "o", "--height", "100"], "use a multiple of 16"),
-        (["perspective", "x", "--output", "o", "--erode", "-1"], "use 0 or more cells"),
+        (["perspective", "x", "--output", "o", "--height", "0"], "--height 0: use a multiple"),
+        (["perspective", "x", "--output", "o", "--erode", "-1"], "--erode -1: use 0 to 63 cells"),
+        (["procedural", "--output", "o", "--height", "64", "--erode", "40"], "use 0 to 3 cells"),
+        (["perspective", "x", "--output", "o", "--yaw", "nan"], "yaw is nan degrees"),
         (["perspective", "x", "--output", "o", "--fov", "0"], "field of view is 0.0"),
         (["perspective", "x", "--output", "o"], "x does not exist"),
         (["procedural", "--output", "o", "--count", "0"], "--count must be at least 1"),

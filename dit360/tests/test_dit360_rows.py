@@ -111,6 +111,16 @@ def test_bad_rows_are_named_in_one_line(folder: Path) -> None:
         open_rows(write_lines(source, good), need_mask=True)
 
 
+def test_encodings_of_jsonl(folder: Path) -> None:
+    line = json.dumps({"image": image_name(0), "caption": "é"}, ensure_ascii=False)
+    source = folder / "a.jsonl"
+    source.write_text(f"{line}\r\n{line}\n", encoding="utf-8-sig")
+    assert [row.caption for row in open_rows(source)] == ["é", "é"]
+    source.write_text(f"{line}\n", encoding="latin-1")
+    with pytest.raises(ValueError, match=r"unusable rows: a.jsonl line 1: not UTF-8 text \("):
+        open_rows(source)
+
+
 def test_sources_that_do_not_exist(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="does not exist; pass a folder"):
         open_rows(tmp_path / "none.jsonl")
@@ -175,6 +185,9 @@ def test_table_with_paths_and_masks(folder: Path, datasets) -> None:
     )
     with pytest.raises(ValueError, match="has the columns picture, caption"):
         open_rows(folder / "u.parquet")
+    (folder / "v.parquet").write_bytes(b"damaged")
+    with pytest.raises(ValueError, match=r"v.parquet cannot be loaded as a data set \("):
+        open_rows(folder / "v.parquet")
 
 
 # ---- checking -----------------------------------------------------------------------------------

@@ -138,6 +138,15 @@ def test_values_that_float16_cannot_hold(pipeline, tmp_path: Path) -> None:
     assert len(cache.missing(PROMPTS)) == 3
 
 
+def test_damaged_file_is_named(pipeline, tmp_path: Path) -> None:
+    cache = TextCache(tmp_path, max_length=LENGTH)
+    cache.encode_all(pipeline, ["A hall."])
+    (path,) = tmp_path.rglob("*.safetensors")
+    path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(ValueError, match=rf"{path.name} is damaged .*; delete it and run cache_em"):
+        cache.get("A hall.")
+
+
 def test_command(micro_flux: Path, tmp_path: Path, capsys) -> None:
     lines = tmp_path / "prompts.txt"
     lines.write_text("A hall.\n\nThis is a panorama. A cave.\n")

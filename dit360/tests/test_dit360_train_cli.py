@@ -4,6 +4,7 @@ import argparse
 import dataclasses
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -126,11 +127,13 @@ def test_presets_name_options() -> None:
         (["--validation_prompts", "x", "--strategy", "fsdp"], "FSDP splits"),
         (["--load_ckpt", "a", "--resume_from_checkpoint", "b"], "give one"),
         (["--devices", "two"], "use a count"),
+        (["--devices", "-1", "--accelerator", "cpu"], "--devices -1 cannot be had here"),
         (["--lora_bias", "all"], "a LoRA file cannot hold"),
         (["--panorama_data", "nothing.jsonl"], "does not exist"),
         (["--validation_prompts", "nothing.txt"], "nothing.txt does not exist"),
         (["--resume_from_checkpoint", "nothing"], "nothing does not exist"),
         (["--strategy", "deepspeed_stage_2", "--accelerator", "cpu"], "runs on CUDA only"),
+        (["--precision", "16", "--accelerator", "cpu"], "use 32 or bf16-mixed"),
     ],
 )
 def test_mistakes_are_one_line(
@@ -156,6 +159,35 @@ def _write_row(folder: Path, data: Path) -> None:
 
     Image.fromarray(np.zeros((32, 64, 3), np.uint8)).save(folder / "row.png")
     data.write_text(json.dumps({"image": "row.png", "caption": "a room"}))
+
+
+@pytest.mark.parametrize("is_training", [True, False])
+def test_ctrl_c_is_one_line(
+    is_training: bool, micro_flux: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    """In the first step Lightning takes it for itself, and leaves the signal ignored."""
+    from dit360.training import run
+    from dit360.training.module import DiT360Training
+
+    def stop(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(
+        *(DiT360Training, "predict") if is_training else (run, "build_module"), stop
+    )
+    handler = signal.getsignal(signal.SIGINT)
+    try:
+        code = command.main(
+            ["--tiny", f"--pretrained_model_name_or_path={micro_flux}", "--resolution=32",
+             "--accelerator=cpu", f"--save_dir={tmp_path}"]
+        )  # fmt: skip
+    finally:
+        signal.signal(signal.SIGINT, handler)
+    assert code == 130
+    line = capsys.readouterr().err.strip().splitlines()[-1]
+    assert line.startswith("interrupted; ")
+    assert ("--resume_from_checkpoint last" in line) == is_training
 
 
 def test_mix_needs_photos(capsys: pytest.CaptureFixture[str]) -> None:
@@ -197,13 +229,13 @@ def test_shell_scripts_pass_variables_and_flags(
     script: str, preset: str, epochs: str, tmp_path: Path
 ) -> None:
     """The variables of the original (spec 2.5), with a stand-in that prints its arguments."""
-    fake = tmp_path / "python"
+    fake = tmp_path / "some python"
     fake.write_text(f'#!/bin/sh\n"{sys.executable}" -c "import json, os, sys; print(json.dumps('
                     "[sys.argv[1:], os.environ['CUDA_VISIBLE_DEVICES']]))\" \"$@\"\n")  # fmt: skip
     fake.chmod(0o755)
     kept = {name: value for name, value in os.environ.items() if name != "CUDA_VISIBLE_DEVICES"}
     variables = {
-        **kept, "PATH": f"{tmp_path}:{os.environ['PATH']}", "FLUX": "my flux", "SAVE_DIR": "my dir",
+        **kept, "PYTHON": str(fake), "FLUX": "my flux", "SAVE_DIR": "my dir",
         "PANORAMA_DATA": "p.jsonl", "PERSPECTIVE_DATA": "q.jsonl", "CUDA_DEVICE": "3",
     }  # fmt: skip
     result = subprocess.run(
@@ -221,7 +253,7 @@ def test_shell_scripts_pass_variables_and_flags(
     assert (options.devices, options.max_epochs, options.padding_n) == ("3", 7, 1)
     if is_mix:
         assert (options.panorama_data, options.perspective_data) == ("p.jsonl", "q.jsonl")
-    plain = {name: value for name, value in variables.items() if name in kept or name == "PATH"}
+    plain = {name: value for name, value in variables.items() if name in kept or name == "PYTHON"}
     result = subprocess.run(
         ["bash", str(ROOT / script)], env=plain, cwd=tmp_path, capture_output=True, text=True,
         check=True,
@@ -229,6 +261,25 @@ def test_shell_scripts_pass_variables_and_flags(
     options = parsed(*json.loads(result.stdout)[0][1:], mix=is_mix)
     assert (options.devices, str(options.save_dir)) == ("1", "model_saved")
     assert options.pretrained_model_name_or_path == "black-forest-labs/FLUX.1-dev"
+
+
+def test_tour_deletes_only_what_a_tour_has_made(tmp_path: Path) -> None:
+    """It gets no further than its first command here."""
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "photo.png").touch()
+
+    def tour() -> int:
+        command = ["bash", str(ROOT / "scripts" / "tour.sh"), "mine"]
+        result = subprocess.run(
+            command, cwd=tmp_path, env={**os.environ, "PYTHON": "false"}, capture_output=True
+        )
+        return result.returncode
+
+    assert tour() == 2
+    assert (tmp_path / "mine" / "photo.png").is_file()
+    (tmp_path / "mine" / ".tour").touch()
+    assert tour() == 1
+    assert [path.name for path in (tmp_path / "mine").iterdir()] == [".tour"]
 
 
 def test_root_file_shows_its_help() -> None:

@@ -1,5 +1,6 @@
 """Steps, order of samples, checkpoints and callbacks of the trainer, on a micro FLUX."""
 
+import argparse
 import json
 import math
 import sys
@@ -10,16 +11,20 @@ from unittest.mock import MagicMock
 import numpy as np
 import pytest
 import torch
+from lightning.pytorch.loops.progress import _ProcessedTracker
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from dit360 import flow
 from dit360.data.rows import open_rows
 from dit360.lora import read_lora
-from dit360.training import build
+from dit360.textcache import TextCache
+from dit360.training import build, run
 from dit360.training.checkpoint import find_checkpoint
-from dit360.training.datamodule import TrainData
+from dit360.training.datamodule import TrainData, batches_done
 from dit360.training.extract import extract_lora, read_checkpoint
+from dit360.training.module import DiT360Training
 from dit360.training.options import MIX_DEFAULTS, TINY_DEFAULTS, TrainOptions, resolve
 from dit360.training.run import dry_run, train
 from dit360.training.schedule import SAMPLE, aux_is_on, epoch_order, lr_scheduler, stream
@@ -32,6 +37,7 @@ from dit360.training.strategy import (
     parse_devices,
     trainer_arguments,
 )
+from dit360.training.validation import read_prompts
 
 HEIGHT = 32
 
@@ -362,7 +368,7 @@ def test_learning_rates(options: Any) -> None:
 
 
 def test_run_writes_small_checkpoints_and_a_lora_that_loads(options: Any, tmp_path: Path) -> None:
-    made = options(max_epochs=2, topk=1)
+    made = options(max_epochs=2, topk=1, pad_ids="extended")
     folder = train(made)
     assert folder == tmp_path / "run/lightning_logs/version_0"
     names = sorted(path.name for path in checkpoints(folder).iterdir())
@@ -376,9 +382,10 @@ def test_run_writes_small_checkpoints_and_a_lora_that_loads(options: Any, tmp_pa
     assert checkpoint["hyper_parameters"]["args"]["padding_n"] == 1
     assert checkpoint["hyper_parameters"]["lora_config"]["lora_alpha"] == 4
     lora = read_lora(checkpoints(folder) / "lora")
-    assert (lora.rank, lora.alpha, lora.padding_n) == (2, 4.0, 1)
+    assert (lora.rank, lora.alpha, lora.padding_n, lora.pad_ids) == (2, 4.0, 1, "extended")
     extracted = extract_lora(checkpoints(folder) / "last.ckpt", tmp_path / "out")
     assert extracted.alpha == 4
+    assert read_lora(extracted.path).pad_ids == "extended"
     assert difference(load_file(extracted.path), weights(folder)) == 0
     info = json.loads((folder / "run.json").read_text())
     assert info["options"]["rank"] == 2
@@ -413,6 +420,54 @@ def test_resumed_run_repeats_an_unbroken_one(options: Any, data: Path, tmp_path:
     assert averages[0]["updates"] == 7
 
 
+@pytest.mark.parametrize(("before", "after"), [(1, 2), (2, 1)])
+@pytest.mark.parametrize("steps", [2, 3])
+def test_epoch_goes_on_with_another_number_of_samples_a_step(
+    options: Any, monkeypatch: pytest.MonkeyPatch, before: int, after: int, steps: int
+) -> None:
+    """A batch of two stands for two ranks: what is done is neither repeated nor left out."""
+    seen: list[int] = []
+    step = DiT360Training.training_step
+
+    def spy(self: Any, batch: Any, batch_idx: int) -> Any:
+        seen.extend(batch["index"].tolist())
+        return step(self, batch, batch_idx)
+
+    monkeypatch.setattr(DiT360Training, "training_step", spy)
+    monkeypatch.setattr(run, "SAME_ON_RESUME", ())
+    train(options(max_epochs=2, max_steps=steps, train_batch_size=before))
+    done = steps * before // after * after
+    assert len(seen) == steps * before
+    del seen[done:]  # one that fills no step of the new size is repeated
+    folder = train(options(max_epochs=2, train_batch_size=after, resume_from_checkpoint="last"))
+    assert seen == epoch_order(options(), 6, 0, 0) + epoch_order(options(), 6, 0, 1)
+    assert (checkpoints(folder) / "last.ckpt").is_file()
+
+
+def test_ranks_go_on_with_what_other_ranks_have_left(options: Any) -> None:
+    made = options(train_batch_size=1)
+    rows = open_rows(made.panorama_data)
+    texts = build.TextMemory({row.caption: (torch.zeros(1, 1), torch.zeros(1)) for row in rows})
+    order = epoch_order(made, 6, 0, 0)
+
+    def loader(rank: int, world: int, done: int) -> Any:
+        data = TrainData(made, rows, [], texts)
+        trainer: Any = FakeTrainer(rank, world)
+        progress = _ProcessedTracker(done, done, done, done)
+        trainer.fit_loop = MagicMock()
+        trainer.fit_loop.epoch_loop.batch_progress.current = progress
+        data.trainer = trainer
+        return data.train_dataloader()
+
+    for (world, done), (new_world, new_done) in (((1, 2), (2, 1)), ((3, 1), (1, 3))):
+        state = loader(0, world, done).state_dict()
+        for rank in range(new_world):
+            resumed = loader(rank, new_world, done)
+            resumed.load_state_dict(state)
+            assert [int(b["index"]) for b in resumed] == order[world * done :][rank::new_world]
+            assert batches_done(resumed.data.trainer) == new_done
+
+
 def test_step_checkpoint_resumes_inside_an_epoch(options: Any, tmp_path: Path) -> None:
     common: dict[str, Any] = {"max_epochs": 2, "lora_drop_out": 0.1, "save_every_n_steps": 2}
     whole = train(options(max_steps=4, save_dir=tmp_path / "a", **common))
@@ -429,13 +484,42 @@ def test_step_checkpoint_resumes_inside_an_epoch(options: Any, tmp_path: Path) -
     assert difference(weights(whole), weights(first)) > 0
 
 
-def test_average_lies_between_start_and_end(options: Any) -> None:
+@pytest.mark.parametrize("topk", [-1, 0])
+def test_run_cut_short_leaves_one_checkpoint(options: Any, topk: int) -> None:
+    folder = train(options(max_steps=2, max_epochs=2, topk=topk))
+    assert sorted(path.name for path in checkpoints(folder).iterdir()) == ["last.ckpt", "lora"]
+    state = torch.load(checkpoints(folder) / "last.ckpt", weights_only=True)
+    assert (state["epoch"], state["global_step"]) == (0, 2)
+    resumed = train(options(max_epochs=2, topk=topk, resume_from_checkpoint="last"))
+    state = torch.load(checkpoints(resumed) / "last.ckpt", weights_only=True)
+    assert (state["epoch"], state["global_step"]) == (1, 6)  # of whole epochs too
+
+
+@pytest.mark.parametrize("steps", [2, 3])
+def test_run_with_all_updates_makes_no_more(
+    options: Any, steps: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Stopped inside its first epoch of three updates, and at its end."""
+    common: dict[str, Any] = {"max_steps": steps, "max_epochs": 2}
+    last = checkpoints(train(options(**common))) / "last.ckpt"
+    again = train(options(**common, resume_from_checkpoint="last"))
+    assert f"last.ckpt has {steps} updates, --max_steps is {steps}: nothing is left" in caplog.text
+    assert not list(again.rglob("*.ckpt"))
+    assert find_checkpoint(options(resume_from_checkpoint="last")) == str(last)
+
+
+def test_average_lies_between_start_and_end(
+    options: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     folder = train(options(max_epochs=1, ema_decay=0.99))
     last = torch.load(checkpoints(folder) / "last.ckpt", weights_only=True)["state_dict"]
     for name, value in weights(folder).items():
         if "lora_B" in name:
             trained = last["flux_" + name.replace(".weight", ".default.weight")]
             assert 0 < value.norm() < trained.norm()
+    assert "--ema_decay" not in caplog.text
+    extract_lora(checkpoints(folder) / "last.ckpt", tmp_path / "out")
+    assert "trained with --ema_decay: these are the weights themselves" in caplog.text
 
 
 def test_resume_with_other_options_is_refused(options: Any, tmp_path: Path) -> None:
@@ -449,6 +533,35 @@ def test_resume_with_other_options_is_refused(options: Any, tmp_path: Path) -> N
         find_checkpoint(options(resume_from_checkpoint="nothing"))
     with pytest.raises(FileNotFoundError, match="no checkpoint to resume from"):
         find_checkpoint(options(resume_from_checkpoint="last", save_dir=tmp_path / "empty"))
+
+
+def test_unusable_checkpoint_is_refused_before_anything_is_encoded(
+    options: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(run, "prepare_texts", lambda *_: pytest.fail("prompts were encoded"))
+    path = tmp_path / "some.ckpt"
+
+    def refused(message: str) -> None:
+        for command in (train, dry_run):
+            with pytest.raises(ValueError, match=message):
+                command(options(resume_from_checkpoint=str(path)))
+
+    args = {"pad_ids": "extended", "vae_wrap": "circular"}
+    torch.save({"hyper_parameters": {"args": args}, "weight": torch.zeros(999)}, path)
+    refused("made with --pad_ids extended, not source")
+    whole = path.read_bytes()
+    for damaged in (b"", b"no checkpoint", whole[: len(whole) // 2]):
+        path.write_bytes(damaged)
+        refused("is not a training checkpoint that can be read")
+    torch.save({"weight": torch.zeros(1)}, path)
+    refused("some.ckpt holds no options of a run")
+    original = {"hyper_parameters": {"args": argparse.Namespace(vae_wrap="none")}}
+    torch.save(original, path)
+    refused("some.ckpt holds no options of a run")  # Lightning does not unpickle them
+    path.unlink()
+    (path / "checkpoint").mkdir(parents=True)
+    torch.save(original, path / "checkpoint" / "mp_rank_00_model_states.pt")  # DeepSpeed does
+    refused("made with --vae_wrap none, not circular")
 
 
 def test_full_checkpoint_holds_everything(options: Any) -> None:
@@ -469,8 +582,6 @@ def test_whole_transformer_is_written_as_a_folder(options: Any, micro_flux: Path
 
 
 def test_mix_run_sees_photos(options: Any, data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from dit360.training.module import DiT360Training
-
     seen: list[tuple[int, int]] = []
     step = DiT360Training.training_step
 
@@ -489,8 +600,6 @@ def test_mix_run_sees_photos(options: Any, data: Path, monkeypatch: pytest.Monke
 def test_loss_that_is_not_finite_stops_the_run(
     options: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from dit360.training.module import DiT360Training
-
     predict = DiT360Training.predict
     monkeypatch.setattr(DiT360Training, "predict", lambda *a: predict(*a) * math.nan)
     with pytest.raises(FloatingPointError, match="loss is nan at epoch 0, batch 0"):
@@ -500,8 +609,6 @@ def test_loss_that_is_not_finite_stops_the_run(
 def test_validation_writes_panoramas_and_the_seam(
     options: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from dit360.training.module import DiT360Training
-
     logged: dict[str, Any] = {}
     log = DiT360Training.log
     monkeypatch.setattr(
@@ -510,7 +617,11 @@ def test_validation_writes_panoramas_and_the_seam(
         lambda self, name, value, **k: (logged.update({name: value}), log(self, name, value, **k)),
     )
     prompts = tmp_path / "prompts.txt"
-    prompts.write_text("a red room\n\na field\n")
+    prompts.write_text("\ufeffa red room\n\nThis is a panorama. A field\n", encoding="utf-8")
+    assert read_prompts(prompts) == [
+        "This is a panorama. a red room",
+        "This is a panorama. A field",
+    ]
     train(
         options(
             validation_prompts=prompts, validation_epochs=2, max_epochs=2,
@@ -537,6 +648,26 @@ def test_texts_come_from_the_cache(
     assert plain.get("one")[0].shape == (16, 32)
     monkeypatch.setattr(build, "_text_pipeline", lambda _: pytest.fail("encoders were loaded"))
     assert build.prepare_texts(made, ["two"]).get("two")[0].shape == (16, 32)
+
+
+def test_processes_share_texts_and_the_work(
+    options: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(rank_zero_only, "rank", 0)  # which Lightning sets
+    encoded: list[list[str]] = []
+    encode_all = TextCache.encode_all
+
+    def spy(self: Any, pipeline: Any, prompts: list[str]) -> int:
+        encoded.append(prompts)
+        return encode_all(self, pipeline, prompts)
+
+    monkeypatch.setattr(TextCache, "encode_all", spy)
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    texts = build.prepare_texts(options(devices="2"), ["c", "b", "a", "d"])
+    assert encoded == [["b", "d"], ["a", "b", "c", "d"]]
+    assert isinstance(texts, TextCache)
+    assert texts.folder == tmp_path / "run/text_cache"
+    assert texts.get("a")[0].shape == (16, 32)
 
 
 # ---- starting weights ---------------------------------------------------------------------------
@@ -577,6 +708,9 @@ def test_load_ckpt_that_does_not_fit_is_named(
         build.build_module(options(load_ckpt=str(tmp_path / "other.safetensors")), "auto")
     with pytest.raises(FileNotFoundError, match="does not exist"):
         read_checkpoint(tmp_path / "nothing.ckpt")
+    (tmp_path / "damaged").write_bytes(b"no weights")
+    with pytest.raises(ValueError, match="damaged is no safetensors file, or damaged"):
+        build.build_module(options(load_ckpt=str(tmp_path / "damaged")), "auto")
 
 
 # ---- devices ------------------------------------------------------------------------------------
@@ -589,6 +723,38 @@ def test_load_ckpt_that_does_not_fit_is_named(
 )  # fmt: skip
 def test_devices(devices: str, accelerator: str, expected: Any) -> None:
     assert parse_devices(devices, accelerator) == expected
+
+
+@pytest.mark.parametrize(
+    ("devices", "rank", "device", "processes"),
+    [("0", 0, 0, 1), ("1,", 0, 1, 1), ("1,3", 1, 3, 2), ("2", 1, 1, 2), ("-1", 2, 2, 4)],
+)
+def test_device_of_a_process(
+    options: Any, devices: str, rank: int, device: int, processes: int,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    monkeypatch.setattr(rank_zero_only, "rank", 0)  # which Lightning sets
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr("lightning.fabric.accelerators.cuda.num_cuda_devices", lambda: 4)
+    monkeypatch.setenv("LOCAL_RANK", str(rank))
+    made = build.find_devices(options(accelerator="gpu", devices=devices))
+    assert (made.device, made.global_rank) == (torch.device("cuda", device), rank)
+    assert made.world_size == processes
+
+
+@pytest.mark.parametrize(
+    ("devices", "count", "message"),
+    [("1", 0, "No supported gpu backend"), ("3", 2, "only has: [0, 1]"), ("7,", 2, "gpu: [7]")],
+)
+def test_missing_devices_are_named_before_anything_is_encoded(
+    options: Any, devices: str, count: int, message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(run, "prepare_texts", lambda *_: pytest.fail("prompts were encoded"))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: count > 0)
+    monkeypatch.setattr("lightning.fabric.accelerators.cuda.num_cuda_devices", lambda: count)
+    with pytest.raises(ValueError, match="cannot be had here") as caught:
+        train(options(accelerator="gpu", devices=devices, strategy="ddp"))
+    assert message in str(caught.value)
 
 
 @pytest.mark.parametrize("devices", ["two", "-3", "1 2", ""])
@@ -619,6 +785,18 @@ def test_strategy_needs_cuda(options: Any, monkeypatch: pytest.MonkeyPatch) -> N
     assert choose_strategy(options(**gpu)) == "auto"
     with pytest.raises(ValueError, match="needs deepspeed: pip install"):
         choose_strategy(options(**gpu, strategy="deepspeed_stage_2"))
+
+
+def test_half_precision_needs_a_gpu(options: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: False)
+    for accelerator in ("cpu", "auto"):
+        half: dict[str, Any] = {"accelerator": accelerator, "precision": "16"}
+        with pytest.raises(ValueError, match="precision 16 runs on GPUs only; use 32 or bf16-mix"):
+            choose_strategy(options(**half))
+        choose_strategy(options(**half, dry_run=True))
+        choose_strategy(options(**half | {"precision": "bf16-mixed"}))
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: True)
+    choose_strategy(options(accelerator="auto", precision="16"))
 
 
 def test_deepspeed_configuration(options: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -653,3 +831,16 @@ def test_dry_run_counts(options: Any, data: Path) -> None:
     assert report["photos_by_epoch"] == [0, 0, 2, 1]
     assert report["trained_parameters"] == 17 * 2 * (64 + 64)
     json.dumps(report)
+
+
+def test_dry_run_reads_every_image(options: Any, data: Path, tmp_path: Path) -> None:
+    lines = (data / "panoramas.jsonl").read_text().splitlines()
+    records = [json.loads(line) for line in lines]
+    Image.new("RGB", (48, 32)).save(tmp_path / "narrow.png")
+    (tmp_path / "empty.png").touch()
+    for record, name in zip(records[3:], ("narrow.png", "empty.png"), strict=False):
+        record.update(image=str(tmp_path / name))
+    mixed = data / "mixed.jsonl"
+    mixed.write_text("\n".join(map(json.dumps, records)))
+    with pytest.raises(ValueError, match=r"2 unusable rows: mixed\.jsonl line 4: image is 48x32"):
+        dry_run(options(panorama_data=str(mixed)))

@@ -219,8 +219,35 @@ def test_inside_of_tiles_without_wrap(stock: AutoencoderKL) -> None:
     assert largest(tiled[..., -48:], last[..., -48:]) < 1e-5
     second = decode(stock, latents[..., 6:14])
     ramp = (torch.arange(16) + 0.5) / 16
+    ramp = ramp**2 * (3 - 2 * ramp)
     blend = first[..., 48:] * (1 - ramp) + second[..., :16] * ramp
     assert largest(tiled[..., 48:64], blend) < 1e-5
+
+
+@pytest.mark.parametrize("mode", ["circular", "none"])
+def test_tiles_begin_without_a_step(
+    stock: AutoencoderKL, monkeypatch: pytest.MonkeyPatch, mode: vae_module.VaeWrap
+) -> None:
+    """Tiles of different brightness: the change at their first and last columns, and elsewhere."""
+    vae = copy.deepcopy(stock)
+    set_vae_wrap(vae, mode)
+    level = 0.0
+
+    def paint(latents: torch.Tensor, return_dict: bool) -> tuple[torch.Tensor]:
+        nonlocal level
+        assert not return_dict
+        level = 1 - level
+        return (torch.full((1, 3, 32, 8 * latents.shape[-1]), level),)
+
+    monkeypatch.setattr(vae, "decode", paint)
+    row = decode(vae, random(1, 16, 4, 24), tile_columns=8)[0, 0, 0]
+    steps = (row - row.roll(1)).abs()  # between a column and the one on its left
+    # Tiles are 64 pixels wide; circular, each begins where the last but one ends.
+    starts = [0, 48, 96, 144] if mode == "circular" else [40, 80, 128]  # of tiles, 64 pixels wide
+    ends = [64, 112, 160, 16] if mode == "circular" else [64, 104, 144]
+    assert row.max() - row.min() == 1
+    assert steps[1:].max() > 0.05  # the blend itself
+    assert steps[starts + ends].max() < 0.01
 
 
 def test_wide_tiles_are_the_whole(circular: AutoencoderKL) -> None:

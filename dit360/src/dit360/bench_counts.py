@@ -22,6 +22,8 @@ MODES: tuple[tuple[str, MemoryMode, bool], ...] = (  # name, mode, precomputed m
     ("full --precompute_modulation", "full", True),
     ("balanced", "balanced", True),
     ("low", "low", True),
+    ("int8", "int8", False),
+    ("int8 --precompute_modulation", "int8", True),
     ("4bit", "4bit", False),
 )
 

@@ -4,24 +4,33 @@ A file carries what made it (prompt, seed, settings), so that a second run can t
 from a file that was made otherwise, and the photo-sphere metadata that viewers look for.
 """
 
+import dataclasses
+import hashlib
 import json
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from PIL import Image
 
 from dit360.captions import TRIGGER
+from dit360.memory import choose_device
 from dit360.pipeline import DiT360Pipeline
+from dit360.textcache import _SAMPLE_BYTES, _sample_starts
 from shared_pano_utils.imageio import atomic_path
 from shared_pano_utils.metadata import gpano_save_options
 from shared_pano_utils.metrics import seam_error
 
+if TYPE_CHECKING:
+    from dit360.loading import LoadOptions
+
 SUFFIXES = (".png", ".jpg", ".jpeg")
+# Options that change a picture by rounding at most, or may not leave this machine.
+INCIDENTAL = {"attention", "compile", "precompute_modulation", "text_cache", "token"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -178,6 +187,48 @@ def generate_image(
 
 
 # ---- files --------------------------------------------------------------------------------------
+
+
+def describe_model(options: "LoadOptions") -> dict[str, Any]:
+    """What a picture depends on besides its own settings: weights, and how they are run.
+
+    Local weights are ``<name> (<hash>)`` without their folder, as pictures are given away. The kind
+    of device counts, since noise is drawn there; values of --memory with equal numbers are one.
+
+    Raises:
+        ValueError: the device is not there.
+    """
+    values = dataclasses.asdict(options)
+    for name, hash_weights in (("model", _hash_model), ("lora", _hash_lora)):
+        if values[name] is not None and (path := Path(values[name]).expanduser()).exists():
+            values[name] = f"{path.absolute().name} ({hash_weights(path)})"
+    values["device"] = choose_device(options.device).type
+    if options.memory == "balanced":
+        values["memory"] = "full"
+    return {name: value for name, value in values.items() if name not in INCIDENTAL}
+
+
+def _hash_model(folder: Path) -> str:
+    """16 hex digits of samples from the weights of all parts; all of their 34 GB take minutes."""
+    digest = hashlib.sha256()
+    for path in sorted(folder.glob("*/*.safetensors")):
+        with path.open("rb") as file:
+            for start in _sample_starts(path.stat().st_size):
+                file.seek(start)
+                digest.update(file.read(_SAMPLE_BYTES))
+    return digest.hexdigest()[:16]
+
+
+def _hash_lora(path: Path) -> str:
+    """16 hex digits of a file or folder, and of the file beside it that may state alpha."""
+    folder, weights = path.parent, [path]
+    if path.is_dir():
+        folder, weights = path, sorted(path.glob("*.safetensors"))
+    digest = hashlib.sha256()
+    for file in (*weights, folder / "adapter_config.json"):
+        if file.is_file():
+            digest.update(file.read_bytes())
+    return digest.hexdigest()[:16]
 
 
 def describe(job: Job, settings: Settings) -> dict[str, Any]:

@@ -12,9 +12,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dit360.embedded import TINY_LORA, TINY_MODEL
+from dit360.notices import quiet_hub
 
 if TYPE_CHECKING:
     import torch
+
+    from dit360.lora import LoraWeights
 
 logger = logging.getLogger(__name__)
 
@@ -116,9 +119,10 @@ def _add_run_flags(parser: argparse.ArgumentParser) -> None:
         help="default: bf16 on accelerators that have it, fp32 on the CPU",
     )  # fmt: skip
     run.add_argument(
-        "--memory", choices=("full", "balanced", "low", "4bit"), default="full",
+        "--memory", choices=("full", "balanced", "low", "int8", "4bit"), default="full",
         help="full: all on the device (37 GB); balanced: blocks visit the device (5 GB, 34 GB in "
-        "main memory); low: the same in 8 bits (21 GB in main memory); 4bit: NF4 (13 GB)",
+        "main memory); low: the same in 8 bits (21 GB in main memory); int8: all on the device as "
+        "integers (20 GB); 4bit: NF4 (13 GB)",
     )  # fmt: skip
     run.add_argument(
         "--precompute_modulation", action=argparse.BooleanOptionalAction, default=None,
@@ -182,14 +186,16 @@ def open_pipeline(
 
     device = choose_device(options.device)
     dtype = choose_dtype(options.dtype, device)
-    check_memory_mode(options.memory, device)
+    check_memory_mode(options.memory, device, dtype)
     _check(options, device)
     pipeline_class = pipeline_class or DiT360Pipeline
     _check_model(options, pipeline_class)
+    lora = _read_lora(options)
     planned = _is_planned(options)
     _report_memory(options, device, dtype, planned, report)
     pipeline = _load(options, pipeline_class, dtype)
-    _add_lora(options, pipeline)
+    if lora is not None:
+        _add_lora(options, pipeline, lora)
     _set_panorama(options, pipeline)
     if planned:
         precompute_modulation(pipeline)
@@ -207,8 +213,15 @@ def open_pipeline(
 
 def _check(options: LoadOptions, device: "torch.device") -> None:
     """Refuse combinations and values before anything is read."""
+    from dit360.vae import MIN_TILE_COLUMNS
+
     if options.padding_n < 0:
         raise ValueError(f"--padding_n is {options.padding_n}; use 0 or more, 1 as trained")
+    if options.tile_columns is not None and options.tile_columns < MIN_TILE_COLUMNS:
+        raise ValueError(
+            f"--tile_columns is {options.tile_columns}; use {MIN_TILE_COLUMNS} or more, or leave "
+            "it out"
+        )
     if options.cache_threshold <= 0:
         raise ValueError(f"--cache_threshold is {options.cache_threshold}; use 0.05 to 0.12")
     if options.precompute_modulation and options.memory == "4bit":
@@ -253,9 +266,10 @@ def _check_model(options: LoadOptions, pipeline_class: Any) -> None:
             "transformer/, vae/, text_encoder/, text_encoder_2/, scheduler/)"
         )
     try:
-        config: Any = FluxTransformer2DModel.load_config(
-            model, subfolder="transformer", **_hub(options)
-        )
+        with quiet_hub():
+            config: Any = FluxTransformer2DModel.load_config(
+                model, subfolder="transformer", **_hub(options)
+            )
     except OSError as error:
         raise FileNotFoundError(_not_found(model, error)) from error
     kind = config.get("_class_name")
@@ -292,7 +306,8 @@ def _report_memory(
     from dit360.memory import estimate, meta_parts
 
     try:
-        parts = meta_parts(options.model, with_text=options.text_cache is None, **_hub(options))
+        with quiet_hub():
+            parts = meta_parts(options.model, with_text=options.text_cache is None, **_hub(options))
     except OSError as error:
         raise FileNotFoundError(_not_found(options.model, error)) from error
     mode: Any = options.memory
@@ -323,18 +338,32 @@ def _load(options: LoadOptions, pipeline_class: Any, dtype: "torch.dtype") -> An
     return pipeline
 
 
-def _add_lora(options: LoadOptions, pipeline: Any) -> None:
-    """Load the LoRA and, except into 4-bit weights, add it to the weights for good."""
-    from dit360.lora import load_lora
+def _read_lora(options: LoadOptions) -> "LoraWeights | None":
+    """Read the LoRA before the base, which is a hundred times larger."""
+    from dit360.lora import read_lora
 
     if options.lora is None or options.lora_scale == 0:
-        return
-    weights = load_lora(pipeline, options.lora, options.lora_scale, options.token)
+        return None
+    with quiet_hub():
+        weights = read_lora(options.lora, options.token)
     if weights.padding_n is not None and weights.padding_n != options.padding_n:
         logger.warning(
             "LoRA %s was trained with --padding_n %d, this is %d; seams may show",
             weights.name, weights.padding_n, options.padding_n,
         )  # fmt: skip
+    if weights.pad_ids is not None and options.padding_n and weights.pad_ids != options.pad_ids:
+        logger.warning(
+            "LoRA %s was trained with --pad_ids %s, this is %s; seams may show",
+            weights.name, weights.pad_ids, options.pad_ids,
+        )  # fmt: skip
+    return weights
+
+
+def _add_lora(options: LoadOptions, pipeline: Any, weights: "LoraWeights") -> None:
+    """Apply the LoRA and, except into 4-bit weights, add it to the weights for good."""
+    from dit360.lora import load_lora
+
+    load_lora(pipeline, weights, options.lora_scale)
     if options.memory != "4bit":
         pipeline.transformer.fuse_lora()
         pipeline.transformer.unload_lora()

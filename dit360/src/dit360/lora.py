@@ -20,6 +20,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from dit360.wrap import PadIds
 from shared_pano_utils.imageio import atomic_path, write_json
 
 logger = logging.getLogger(__name__)
@@ -29,6 +30,7 @@ CONFIG_NAME = "adapter_config.json"
 FILE_NAMES = (WEIGHTS_NAME, "pytorch_lora_weights.safetensors")  # ours and peft's, diffusers'
 PREFIX = "transformer."
 EXTRA_KEY = "dit360"  # of the header: how it was trained
+EXTRA_OPTIONS = ("padding_n", "pad_ids")  # there, by the names of the training's options
 TARGETS = ("attn.to_q", "attn.to_k", "attn.to_v", "attn.to_out.0")  # suffixes of module names
 UNSUPPORTED = ("use_rslora", "use_dora", "rank_pattern", "alpha_pattern")
 
@@ -43,6 +45,7 @@ class LoraWeights:
         rank: of all modules.
         alpha: the update is multiplied by alpha / rank.
         padding_n: wrap columns a side with which it was trained, None if the file does not say.
+        pad_ids: position ids of these columns, likewise.
     """
 
     name: str
@@ -50,6 +53,7 @@ class LoraWeights:
     rank: int
     alpha: float
     padding_n: int | None = None
+    pad_ids: PadIds | None = None
 
     @property
     def modules(self) -> list[str]:
@@ -113,10 +117,9 @@ def read_lora(source: str | Path, token: str | None = None) -> LoraWeights:
         raise ValueError(f"{weights_path} is not a readable safetensors file ({error})") from error
     rank = _check_state(state, str(source))
     alpha = _alpha(header, config_path, rank, str(source))
-    extra = json.loads(header.get(EXTRA_KEY, "{}"))
-    return LoraWeights(
-        name=str(source), state=state, rank=rank, alpha=alpha, padding_n=extra.get("padding_n")
-    )
+    stated = json.loads(header.get(EXTRA_KEY, "{}"))
+    extra = {name: stated.get(name) for name in EXTRA_OPTIONS}
+    return LoraWeights(name=str(source), state=state, rank=rank, alpha=alpha, **extra)
 
 
 def _locate(source: str, token: str | None) -> tuple[Path, Path | None]:
@@ -309,7 +312,7 @@ def save_lora(
         folder: made if missing; files in it are replaced.
         state: of a transformer with an adapter, or already as in LoRA files.
         config: of the adapter; its rank must be that of the tensors.
-        extra: how it was trained, kept in the header; `padding_n` is compared when loading.
+        extra: how it was trained, kept in the header; EXTRA_OPTIONS are compared when loading.
 
     Returns:
         Path of the weights.

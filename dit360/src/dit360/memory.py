@@ -2,8 +2,9 @@
 
 Modes (spec 10 and 12): "full", all weights on the device; "balanced", blocks of the transformer
 visit the device one after the other while it computes; "low", the same with weights stored in 8
-bits; "4bit", transformer and T5 quantised to NF4 and all on the device. The LoRA must be fused
-before "low": an adapter that is loaded later would be stored in 8 bits too.
+bits; "int8" and "4bit", transformer and T5 quantised to 8-bit integers or NF4 and all on the
+device. The LoRA must be fused first: with "low" an adapter that is loaded later would be stored in
+8 bits too, and with "int8" the sum would be rounded twice.
 """
 
 import importlib.util
@@ -21,14 +22,24 @@ from torch import nn
 from dit360.modulation import NORMS
 from dit360.textcache import TextCache
 
-MemoryMode = Literal["full", "balanced", "low", "4bit"]
-MEMORY_MODES: tuple[MemoryMode, ...] = ("full", "balanced", "low", "4bit")
+MemoryMode = Literal["full", "balanced", "low", "int8", "4bit"]
+MEMORY_MODES: tuple[MemoryMode, ...] = ("full", "balanced", "low", "int8", "4bit")
+ON_DEVICE = ("full", "int8", "4bit")  # modes that do not stream weights
+QUANTISERS = {"int8": "torchao", "4bit": "bitsandbytes"}
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 STORAGE = torch.float8_e4m3fn  # of "low"
 NF4_BITS = 4.5  # with one float32 scale per 64 weights
-# Small layers at the ends of the network, kept in full precision in mode "low".
-KEPT_IN_TRANSFORMER = ("norm", "pos_embed", "embed", "^proj_out$")
-KEPT_IN_T5 = ("norm", "shared", "embed", r"\.wo$")  # T5 casts activations to the dtype of `wo`
+INT8_ROW_BYTES = 5  # torchao keeps a float32 scale and an int8 zero point for each row
+# Layers kept in full precision, by mode and quantised part: the small ones at the ends of the
+# network; in "low" also `wo`, as T5 casts activations to the dtype in which that is stored.
+KEPT: dict[str, dict[str, tuple[str, ...]]] = {
+    "low": {
+        "transformer": ("norm", "pos_embed", "embed", "^proj_out$"),
+        "text_encoder_2": ("norm", "shared", "embed", r"\.wo$"),
+    },
+    "int8": {"transformer": ("embed", "^norm_out", "^proj_out$"), "text_encoder_2": ()},
+    "4bit": {"transformer": (), "text_encoder_2": ()},
+}
 
 # Estimates of working memory, in numbers kept at the same time.
 DENOISING = 28  # per token and feature: a block's MLP, queries, keys, values, rotations
@@ -79,11 +90,11 @@ def choose_dtype(name: str, device: torch.device) -> torch.dtype:
     return DTYPES[name]
 
 
-def check_memory_mode(mode: str, device: torch.device) -> None:
+def check_memory_mode(mode: str, device: torch.device, dtype: torch.dtype) -> None:
     """Refuse what this machine cannot run, before anything is loaded.
 
     Raises:
-        ValueError: an unknown mode, or one for another device.
+        ValueError: an unknown mode, or one for another device or dtype.
         ImportError: a package is missing.
     """
     if mode not in MEMORY_MODES:
@@ -91,12 +102,18 @@ def check_memory_mode(mode: str, device: torch.device) -> None:
     if mode in ("balanced", "4bit") and device.type != "cuda":
         raise ValueError(
             f"--memory {mode} needs a CUDA device, the device is {device.type}; use full"
-            + (" or low" if device.type == "cpu" else "")
+            + (", low or int8" if device.type == "cpu" else "")
         )
     if mode == "low" and device.type == "mps":
         raise ValueError("--memory low stores 8-bit floats, which mps lacks; use full")
-    if mode == "4bit" and importlib.util.find_spec("bitsandbytes") is None:
-        raise ImportError('--memory 4bit needs bitsandbytes; pip install -e "dit360[quant]"')
+    if mode == "int8" and device.type == "mps":
+        raise ValueError("--memory int8 is for CUDA devices and the CPU, not for mps; use full")
+    if mode == "int8" and dtype == torch.float16:
+        # torchao multiplies by the integers first and by their scale afterwards.
+        raise ValueError("--memory int8 overflows in fp16; use --dtype bf16, or --memory low")
+    package = QUANTISERS.get(mode)
+    if package is not None and importlib.util.find_spec(package) is None:
+        raise ImportError(f'--memory {mode} needs {package}; pip install -e "dit360[quant]"')
 
 
 # ---- placing ------------------------------------------------------------------------------------
@@ -133,7 +150,9 @@ def place(pipeline: Any, mode: MemoryMode, device: torch.device, dtype: torch.dt
     """
     if mode == "low":
         store_in_8_bits(pipeline, dtype)
-    if mode in ("full", "4bit") or device.type == "cpu":
+    if mode == "int8":
+        quantise_to_int8(pipeline, device)
+    if mode in ON_DEVICE or device.type == "cpu":
         pipeline.to(device)
         return
     stream_weights(pipeline, device)
@@ -141,9 +160,26 @@ def place(pipeline: Any, mode: MemoryMode, device: torch.device, dtype: torch.dt
 
 def store_in_8_bits(pipeline: Any, dtype: torch.dtype) -> None:
     """Keep transformer and T5 as float8; a layer is cast to `dtype` while it computes."""
-    apply_layerwise_casting(pipeline.transformer, STORAGE, dtype, KEPT_IN_TRANSFORMER)
-    if pipeline.text_encoder_2 is not None:
-        apply_layerwise_casting(pipeline.text_encoder_2, STORAGE, dtype, KEPT_IN_T5)
+    for part, kept in KEPT["low"].items():
+        module = getattr(pipeline, part)
+        if module is not None:
+            apply_layerwise_casting(module, STORAGE, dtype, kept)
+
+
+def quantise_to_int8(pipeline: Any, device: torch.device) -> None:
+    """Round the weights of transformer and T5 to integers in -128..127, one scale for each row.
+
+    A layer moves to the device before it is rounded, so that the device never holds all of them
+    in full precision. Modulation layers that a `ModulationPlan` took out stay as they are.
+    """
+    from torchao.quantization import Int8WeightOnlyConfig, quantize_
+
+    config = Int8WeightOnlyConfig(set_inductor_config=False)  # which would hold for the process
+    for part in KEPT["int8"]:
+        module = getattr(pipeline, part)
+        if module is not None:
+            chosen = _shrunk_layers(part, module, "int8")
+            quantize_(module, config, lambda _, name, chosen=chosen: name in chosen, device)
 
 
 def stream_weights(pipeline: Any, device: torch.device) -> None:
@@ -278,13 +314,13 @@ def estimate(
         planned: modulation layers stay in main memory, see `dit360.modulation`.
         cpu: the device is the CPU, so that device and host are one.
     """
-    sizes = {name: _sizes(name, part, mode, dtype) for name, part in parts.items()}
+    sizes = {name: _sizes(name, part, mode, dtype, planned) for name, part in parts.items()}
     modulation = sum(b for key, b in sizes["transformer"].items() if _is_modulation(key))
     total = sum(sum(one.values()) for one in sizes.values())
     away = modulation if planned else 0
     network = _blocks(sizes["transformer"], without_modulation=planned)
     working, decoding = _working_bytes(parts, dtype)
-    if cpu or mode in ("full", "4bit"):
+    if cpu or mode in ON_DEVICE:
         device = total if cpu else total - away
         return Footprint(device=device, host=total - device, peak=device + max(working, decoding))
     vae = sum(sizes["vae"].values())
@@ -294,33 +330,38 @@ def estimate(
     return Footprint(device=vae, host=total - vae, peak=peak)
 
 
-def _sizes(part: str, module: nn.Module, mode: MemoryMode, dtype: torch.dtype) -> dict[str, int]:
+def _sizes(
+    part: str, module: nn.Module, mode: MemoryMode, dtype: torch.dtype, planned: bool
+) -> dict[str, int]:
     """Bytes of every parameter of a part as the mode stores it."""
-    kept = {"transformer": KEPT_IN_TRANSFORMER, "text_encoder_2": KEPT_IN_T5}.get(part)
-    stored = _layers(module, kept) if kept is not None and mode == "low" else []
+    shrunk = _shrunk_layers(part, module, mode)
     sizes = {}
     for name, parameter in module.named_parameters():
         owner, _, kind = name.rpartition(".")
         bits: float = 8 * dtype.itemsize
         if part == "text_encoder_2" and dtype == torch.float16 and owner.endswith(".wo"):
             bits = 32  # transformers keeps these in float32, float16 overflows there
-        if owner in stored:
-            bits = 8
-        if mode == "4bit" and kept is not None and kind == "weight":
-            is_linear = isinstance(module.get_submodule(owner), nn.Linear)
-            bits = NF4_BITS if is_linear else bits
+        if owner in shrunk and not (planned and _is_modulation(name)):
+            if mode == "low":
+                bits = 8
+            elif kind == "weight":
+                bits = NF4_BITS if mode == "4bit" else 8 * (1 + INT8_ROW_BYTES / parameter.shape[1])
         sizes[name] = round(parameter.numel() * bits / 8)
     return sizes
 
 
-def _layers(module: nn.Module, kept: tuple[str, ...]) -> list[str]:
-    """Names of the layers that layerwise casting takes, but for those that match `kept`."""
-    return [
+def _shrunk_layers(part: str, module: nn.Module, mode: MemoryMode) -> set[str]:
+    """Names of the layers that the mode stores in fewer bits."""
+    kept = KEPT.get(mode, {}).get(part)
+    if kept is None:
+        return set()
+    # What layerwise casting takes, or a quantiser.
+    kinds = (nn.Linear, nn.Embedding, nn.Conv2d) if mode == "low" else nn.Linear
+    return {
         name
         for name, layer in module.named_modules()
-        if isinstance(layer, nn.Linear | nn.Embedding | nn.Conv2d)
-        and not any(re.search(pattern, name) for pattern in kept)
-    ]
+        if isinstance(layer, kinds) and not any(re.search(pattern, name) for pattern in kept)
+    }
 
 
 def _is_modulation(parameter: str) -> bool:

@@ -85,7 +85,7 @@ def shuffled(worlds: Sequence[World]) -> list[int]:
 
 
 def seam_ratio(erps: np.ndarray) -> float:
-    """Mean step across the border beside the mean step between other columns; 1 = no seam."""
+    """Mean step across the border over that of the four column pairs beside it; 1 = no seam."""
     images = torch.from_numpy(erps).movedim(-1, 1).float() / 255
     return float(seam_error(images)["wrap_ratio"].mean())
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 from tqdm.auto import tqdm
@@ -107,7 +107,7 @@ class TextCache:
             prompt_embeds (max_length, D) and pooled_prompt_embeds (P,), in the stored dtype.
 
         Raises:
-            ValueError: the prompt is not in the cache.
+            ValueError: the prompt is not in the cache, or its file is damaged.
         """
         path = self._find_place() / self._file_name(prompt)
         if not path.is_file():
@@ -115,8 +115,13 @@ class TextCache:
                 f"prompt {prompt!r} is not in {self.folder} with {self.max_length} tokens for this "
                 "model; run cache_embeddings.py"
             )
-        with safe_open(path, framework="pt") as file:
-            return file.get_tensor("prompt_embeds"), file.get_tensor("pooled_prompt_embeds")
+        try:
+            with safe_open(path, framework="pt") as file:
+                return file.get_tensor("prompt_embeds"), file.get_tensor("pooled_prompt_embeds")
+        except SafetensorError as error:
+            raise ValueError(
+                f"{path} is damaged ({error}); delete it and run cache_embeddings.py"
+            ) from error
 
     def missing(self, prompts: Iterable[str]) -> list[str]:
         """Prompts that are not stored, each once, in order."""

@@ -166,7 +166,7 @@ def _stock_padding(vae: Any) -> Iterator[None]:
 
 
 def _decode_tiles(vae: Any, latents: Tensor, tile: int, *, circular: bool) -> Tensor:
-    """Blend tiles that are as high as the image, with weights that fall linearly to both sides."""
+    """Blend tiles that are as high as the image, with weights that fall smoothly to both sides."""
     batch, _, height, width = latents.shape
     side = 2 ** (len(vae.config.block_out_channels) - 1)  # pixels of a latent
     cells = torch.arange(tile, device=latents.device)
@@ -174,6 +174,7 @@ def _decode_tiles(vae: Any, latents: Tensor, tile: int, *, circular: bool) -> Te
     overlap = tile // 4
     ramp = torch.minimum(pixels + 0.5, tile * side - pixels - 0.5) / (overlap * side)
     weight = ramp.clamp(max=1)
+    weight = weight**2 * (3 - 2 * weight)  # flat at both ends: a tile begins without a step
     total = torch.zeros(batch, 3, height * side, width * side, device=latents.device)
     weights = torch.zeros(width * side, device=latents.device)
     for start in _tile_starts(width, tile, overlap, circular=circular):

@@ -21,7 +21,7 @@ from dit360.app.examples import Example, paint_example
 from dit360.app.painting import Canvas, Window
 from dit360.editing import EditSettings, edit
 from dit360.editing.masks import check_height, read_source, resize_keep, token_keep
-from dit360.editing.place import place_photo
+from dit360.editing.place import PHOTO_ERODE, place_photo
 from dit360.generate import Settings, generate_image, with_trigger, write_panorama
 from shared_pano_utils.imageio import read_image
 from shared_pano_utils.metrics import seam_error
@@ -31,9 +31,9 @@ logger = logging.getLogger(__name__)
 
 VIEWER_HEIGHT_PX = 480
 FILE_NAME = "panorama.png"
-HOLE_CELLS, PHOTO_CELLS = 1, 2
-"""Latent cells by which the kept part is smaller than what was painted, or than the photo: every
-token that a hole touches is new, and a photo's border shares its latents with the surroundings."""
+HOLE_ERODE = 1
+"""Latent cells by which the kept part is smaller than what was not painted: every token that a
+hole touches is new."""
 NO_PANORAMA = "there is no panorama yet; upload one or choose an example"
 NO_PHOTO = "there is no photo yet; upload one or choose an example"
 
@@ -153,7 +153,7 @@ class Studio:
         if not canvas.hole.any():
             raise ValueError("the mask is empty; paint over what shall become new")
         advice = "the hole covers nearly everything; clear the mask and paint a smaller one"
-        keep = _checked_keep(~canvas.hole, HOLE_CELLS, advice)
+        keep = _checked_keep(~canvas.hole, HOLE_ERODE, advice)
         return self._edit(canvas.source, keep, prompt, tau, seed, steps, guidance)
 
     # ---- outpainting ----------------------------------------------------------------------------
@@ -189,7 +189,7 @@ class Studio:
             f"a photo of {fov_deg:g} degrees is too small in a panorama of "
             f"{2 * self.sampling.height}x{self.sampling.height}; use a larger field of view"
         )
-        keep = _checked_keep(seen, PHOTO_CELLS, advice)
+        keep = _checked_keep(seen, PHOTO_ERODE, advice)
         return self._edit(erp, keep, prompt, tau, seed, steps, guidance)
 
     # ---- shared ---------------------------------------------------------------------------------

@@ -55,7 +55,7 @@ def main(argv: list[str] | None = None) -> int:
     if args.tiny:
         parser.set_defaults(height=TINY_HEIGHT, max_sequence_length=TINY_TEXT_LENGTH)
         args = parser.parse_args(argv)
-    hint = "use --memory balanced or low, or --tile_columns 64"
+    hint = "use --memory balanced, low or int8, or --tile_columns 64"
     return run_cli(lambda: _serve(args), verbose=args.verbose, out_of_memory=hint)
 
 

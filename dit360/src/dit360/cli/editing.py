@@ -1,12 +1,10 @@
 """Outpaint or inpaint a panorama, or make one around a photo, keeping a part of the source."""
 
 import argparse
-import dataclasses
 import hashlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dit360.cli.inference import INCIDENTAL
 from dit360.editing.settings import (
     FILL_GUIDANCE,
     FILL_MODEL,
@@ -25,8 +23,10 @@ if TYPE_CHECKING:
 
 IMAGE, MASK = Path("example/example.png"), Path("example/masks/mask0.png")
 PROMPT = "A blue field under a gray sky. There is a green ball to the left."  # what IMAGE shows
-PERSPECTIVE_ERODE = 1
-"""Latent cells: a token that a photo fills only in part holds its surroundings too."""
+ANGLES = {"fov": 90.0, "yaw": 0.0, "pitch": 0.0, "roll": 0.0}  # of --perspective
+INJECT_ONLY = (
+    "source_prompt", "tau", "gamma", "eta", "start_timestep", "stop_timestep", "blend_t",
+)  # fmt: skip
 PACKAGES = ("dit360", "shared-pano-utils", "torch", "diffusers", "transformers", "peft")
 
 
@@ -59,10 +59,10 @@ def build_parser() -> argparse.ArgumentParser:
 
 def _add_source_flags(parser: argparse.ArgumentParser) -> None:
     source = parser.add_argument_group("what to edit")
-    source.add_argument("--image", type=Path, default=IMAGE, help="2:1 (default: %(default)s)")
+    source.add_argument("--image", type=Path, help=f"2:1 (default: {IMAGE})")
     source.add_argument(
-        "--mask", type=Path, default=MASK,
-        help="2:1, any size; see --task for its white part (default: %(default)s)",
+        "--mask", type=Path,
+        help=f"2:1, any size; see --task for its white part (default, of the example: {MASK})",
     )  # fmt: skip
     source.add_argument(
         "--task", choices=TASKS, default="outpaint",
@@ -77,27 +77,27 @@ def _add_source_flags(parser: argparse.ArgumentParser) -> None:
     size.add_argument(
         "--mask_erode", type=int, metavar="CELLS",
         help="shrink the kept part by latent cells of 8 px; 1 paints every token that the hole "
-        f"touches (default: 0, {PERSPECTIVE_ERODE} with --perspective)",
+        "touches (default: 0, 1 with --perspective)",
     )  # fmt: skip
     size.add_argument("--mask_dilate", type=int, default=0, metavar="CELLS", help="grow it")
     source.add_argument(
         "--perspective", type=Path, metavar="PHOTO",
         help="instead of --image and --mask: make a panorama around an ordinary photo",
     )  # fmt: skip
-    for name, default, text in (
-        ("fov", 90.0, "horizontal field of view of the photo, degrees"),
-        ("yaw", 0.0, "where it looks, degrees to the right of the middle"),
-        ("pitch", 0.0, "degrees up"),
-        ("roll", 0.0, "degrees clockwise"),
+    for name, text in (
+        ("fov", "horizontal field of view of the photo, degrees"),
+        ("yaw", "where it looks, degrees to the right of the middle"),
+        ("pitch", "degrees up"),
+        ("roll", "degrees clockwise"),
     ):
-        shown = f"{text} (default: {default:g})"
-        source.add_argument(f"--{name}", type=float, default=default, help=shown)
+        shown = f"{text} (default: {ANGLES[name]:g})"
+        source.add_argument(f"--{name}", type=float, help=shown)
     source.add_argument(
         "--height", type=int, default=1024,
         help="of the result in pixels, a multiple of 16; the source is resized to it "
         f"(default: %(default)s, {TINY_HEIGHT} with --tiny)",
     )  # fmt: skip
-    source.add_argument("--prompt", default=PROMPT, help="the result (default: %(default)s)")
+    source.add_argument("--prompt", help=f"the result (default, of the example: {PROMPT})")
     source.add_argument("--source_prompt", help="the source (default: --prompt)")
     source.add_argument("--no_trigger", action="store_true", help="leave prompts as they are")
 
@@ -127,8 +127,9 @@ def _add_method_flags(parser: argparse.ArgumentParser) -> None:
     ):
         default = getattr(EditSettings, name)
         how.add_argument(
-            f"--{name}", type=kind, default=default, help=f"{text} (default: {default:g})"
-        )
+            f"--{name}", type=kind, default=None if name in INJECT_ONLY else default,
+            help=f"{text} (default: {default:g})",
+        )  # fmt: skip
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -149,19 +150,39 @@ def main(argv: list[str] | None = None) -> int:
 
 def _edit(args: argparse.Namespace) -> int:
     """Everything that a user can get wrong is refused before a model is loaded."""
+    fill_in(args)
     settings = _settings(args)
     source, keep = read_inputs(args)
-    from dit360.generate import is_finished, write_panorama
-    from dit360.loading import load_options, open_pipeline
+    from dit360.generate import describe_model, is_finished, write_panorama
+    from dit360.loading import load_options
 
     options = load_options(args)
-    made_with = _made_with(settings, options, source, keep)
+    pixels = hashlib.sha256(source.tobytes() + keep.tobytes()).hexdigest()[:16]
+    made_with = {**vars(settings), "source_and_mask": pixels, **describe_model(options)}
     if not args.overwrite and is_finished(args.output, made_with):
         print(f"nothing to do: {args.output} was made so already; --overwrite edits again")
-        return 0
+    else:
+        result = _run(args, options, source, keep, settings)
+        write_panorama(args.output, result.image, made_with)
+        print(_summary(args.output, result))
+    if args.html:
+        _write_page(args, source)
+    return 0
+
+
+def _run(
+    args: argparse.Namespace,
+    options: "LoadOptions",
+    source: "np.ndarray",
+    keep: "np.ndarray",
+    settings: EditSettings,
+) -> "EditResult":
+    """Edit, and write what goes beside the result."""
     from dit360.editing import edit
     from dit360.editing.stock import FillPipeline
+    from dit360.loading import open_pipeline
     from dit360.pipeline import DiT360Pipeline
+    from shared_pano_utils.imageio import write_image
     from shared_pano_utils.runinfo import write_run_info
 
     write_run_info(args.output.parent, vars(args), PACKAGES)
@@ -169,10 +190,46 @@ def _edit(args: argparse.Namespace) -> int:
     pipeline = open_pipeline(options, pipeline_class=kind, report=print)
     pipeline.set_progress_bar_config(desc="steps", leave=False, disable=None)
     result = edit(pipeline, source, keep, settings)
-    _write_extras(args, source, result)
-    write_panorama(args.output, result.image, made_with)
-    print(_summary(args.output, result))
-    return 0
+    if result.reconstruction is not None:
+        write_image(_reconstruction_path(args.output), result.reconstruction, gpano=True)
+    return result
+
+
+def fill_in(args: argparse.Namespace) -> None:
+    """Set defaults that depend on other flags, and refuse flags that nothing would read.
+
+    Mask and prompt of the example say nothing of another image, which needs its own.
+
+    Raises:
+        ValueError: flags exclude each other, or one is missing.
+    """
+    given = {name for name, value in vars(args).items() if value is not None}
+    if args.perspective is None and (unread := ANGLES.keys() & given):
+        raise ValueError(f"--{min(unread)} is for --perspective; pass a photo, or leave it out")
+    if args.method != "inject" and (unread := given & set(INJECT_ONLY)):
+        raise ValueError(
+            f"--{min(unread)} is for --method inject, not for {args.method}; leave it out"
+        )
+    if args.perspective is not None:
+        if {"image", "mask"} & given or args.task != "outpaint":
+            raise ValueError(
+                "--perspective makes its own panorama and mask; leave --image, --mask and --task "
+                "out"
+            )
+        if args.prompt is None:
+            raise ValueError("--perspective needs --prompt; say what the panorama shows")
+        defaults: dict[str, Any] = dict(ANGLES)
+    else:
+        missing = [f"--{name}" for name in ("mask", "prompt") if name not in given]
+        if args.image is not None and args.image.resolve() != IMAGE.resolve() and missing:
+            raise ValueError(
+                f"--image {args.image} needs {' and '.join(missing)} of its own; the defaults are "
+                f"for {IMAGE}"
+            )
+        defaults = {"image": IMAGE, "mask": MASK, "prompt": PROMPT}
+    defaults |= {name: getattr(EditSettings, name) for name in INJECT_ONLY}
+    for name in defaults.keys() - given:
+        setattr(args, name, defaults[name])
 
 
 def read_inputs(args: argparse.Namespace) -> "tuple[np.ndarray, np.ndarray]":
@@ -191,8 +248,10 @@ def read_inputs(args: argparse.Namespace) -> "tuple[np.ndarray, np.ndarray]":
     if min(erode or 0, args.mask_dilate) < 0:
         raise ValueError("--mask_erode and --mask_dilate are 0 or more cells; use the other one")
     if args.perspective is not None:
+        from dit360.editing.place import PHOTO_ERODE
+
         source, keep = _read_photo(args)
-        erode = PERSPECTIVE_ERODE if erode is None and not args.mask_dilate else erode
+        erode = PHOTO_ERODE if erode is None and not args.mask_dilate else erode
     else:
         source = read_source(args.image, args.height)
         keep = read_keep(args.mask, args.height, args.task, args.mask_threshold)
@@ -202,10 +261,6 @@ def read_inputs(args: argparse.Namespace) -> "tuple[np.ndarray, np.ndarray]":
 
 
 def _read_photo(args: argparse.Namespace) -> "tuple[np.ndarray, np.ndarray]":
-    if (args.image, args.mask, args.task) != (IMAGE, MASK, "outpaint"):
-        raise ValueError(
-            "--perspective makes its own panorama and mask; leave --image, --mask and --task out"
-        )
     from dit360.editing.place import place_photo
     from shared_pano_utils.imageio import read_image
 
@@ -227,6 +282,8 @@ def _settings(args: argparse.Namespace) -> EditSettings:
     from dit360.generate import check_suffix, with_trigger
 
     check_suffix(args.output)
+    if not args.prompt.strip():
+        raise ValueError("--prompt is empty; describe the panorama")
     prompts = {"prompt": args.prompt, "source_prompt": args.source_prompt}
     if not args.no_trigger:
         prompts = {name: text and with_trigger(text) for name, text in prompts.items()}
@@ -241,19 +298,19 @@ def _settings(args: argparse.Namespace) -> EditSettings:
     )
 
 
-def _write_extras(args: argparse.Namespace, source: "np.ndarray", result: "EditResult") -> None:
-    from shared_pano_utils.imageio import write_image
+def _reconstruction_path(output: Path) -> Path:
+    return output.with_name(f"{output.stem}_source.png")
 
-    shown = {"edited": result.image, "source": source}
-    if result.reconstruction is not None:
-        path = args.output.with_name(f"{args.output.stem}_source.png")
-        write_image(path, result.reconstruction, gpano=True)
-        shown["source branch"] = result.reconstruction
-    if args.html:
-        from shared_pano_utils.viewer import write_viewer
 
-        write_viewer(args.output.with_suffix(".html"), shown, title=args.output.name,
-                     description=args.prompt)  # fmt: skip
+def _write_page(args: argparse.Namespace, source: "np.ndarray") -> None:
+    from shared_pano_utils.viewer import write_viewer
+
+    shown = {"edited": args.output, "source": source}
+    if args.save_source_reconstruction:
+        shown["source branch"] = _reconstruction_path(args.output)
+    page = args.output.with_suffix(".html")
+    write_viewer(page, shown, title=args.output.name, description=args.prompt)
+    print(page)
 
 
 def _summary(path: Path, result: "EditResult") -> str:
@@ -265,16 +322,3 @@ def _summary(path: Path, result: "EditResult") -> str:
         f"kept region {result.kept_psnr_db:.1f} dB ({result.model_psnr_db:.1f} dB before pasting), "
         f"{result.evaluations} network evaluations"
     )
-
-
-def _made_with(
-    settings: EditSettings, options: "LoadOptions", source: "np.ndarray", keep: "np.ndarray"
-) -> dict[str, Any]:
-    """What the result depends on: settings, pixels and model; of local paths the name alone."""
-    pixels = hashlib.sha256(source.tobytes() + keep.tobytes()).hexdigest()[:16]
-    model = {
-        name: Path(value).name if isinstance(value, (str, Path)) and Path(value).exists() else value
-        for name, value in dataclasses.asdict(options).items()
-        if name not in INCIDENTAL
-    }
-    return {**dataclasses.asdict(settings), "source_and_mask": pixels, **model}

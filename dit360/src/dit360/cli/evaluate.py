@@ -188,6 +188,13 @@ def _check(args: argparse.Namespace) -> None:
         path = getattr(args, flag)
         if path is not None and not path.is_file():
             raise FileNotFoundError(f"--{flag} {path} does not exist")
+    for flag in ("generated", "reference"):
+        folder = getattr(args, flag)
+        if folder is not None and folder.resolve() == args.out.resolve():
+            raise ValueError(
+                f"--out {args.out} is the folder of --{flag}, where the contact sheet would count "
+                "as a panorama; give another one"
+            )
     if (args.out / "report.json").exists() and not args.overwrite:
         raise ValueError(f"{args.out} holds a report; give another --out, or --overwrite")
 
@@ -198,8 +205,8 @@ def _settings(args: argparse.Namespace) -> Any:
     from dit360.metrics.evaluation import METRICS, WITHOUT_WEIGHTS, Settings
     from dit360.metrics.views import ViewOptions
 
-    is_all = args.metrics == ["all"]
-    unknown = [] if is_all else [name for name in args.metrics if name not in METRICS]
+    is_all = "all" in args.metrics
+    unknown = [name for name in args.metrics if name not in ("all", *METRICS)]
     if unknown:
         raise ValueError(f"--metrics {unknown[0]} is unknown; use all, or {', '.join(METRICS)}")
     every = WITHOUT_WEIGHTS if args.tiny else METRICS
@@ -218,13 +225,14 @@ def _settings(args: argparse.Namespace) -> Any:
 
 
 def _device(name: str) -> str:
-    import torch
+    from dit360.memory import choose_device
 
+    device = choose_device(name)
+    if device.type != "mps":
+        return str(device)
     if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    if name.startswith("cuda") and not torch.cuda.is_available():
-        raise ValueError(f"--device {name}: there is no CUDA device; use auto or cpu")
-    return name
+        return "cpu"
+    raise ValueError("--device mps has no float64, in which seams are measured; use cpu")
 
 
 def _folders(args: argparse.Namespace) -> "dict[Side, Path]":
@@ -245,7 +253,7 @@ def _folders(args: argparse.Namespace) -> "dict[Side, Path]":
 
 
 def _write_worlds(folder: Path, split: Any, count: int) -> Path:
-    """Render procedural worlds, ``000.png`` and so on."""
+    """Render procedural worlds, ``000.png`` and so on; those of a longer earlier run go."""
     from dit360.captions import random_world, render_world, split_seed
     from dit360.embedded import TINY_HEIGHT
     from shared_pano_utils.imageio import write_image
@@ -253,4 +261,7 @@ def _write_worlds(folder: Path, split: Any, count: int) -> Path:
     for index in range(count):
         world = random_world(split_seed(split, index))
         write_image(folder / f"{index:03d}.png", render_world(world, TINY_HEIGHT), gpano=True)
+    for path in folder.glob("*.png"):
+        if path.stem.isdigit() and int(path.stem) >= count:
+            path.unlink()
     return folder

@@ -26,8 +26,6 @@ PROMPT = (
 )
 PACKAGES = ("dit360", "torch", "diffusers", "transformers", "peft", "accelerate")
 MAX_SEED = 2**63 - 1
-# What the picture does not depend on (but for rounding), or what may not leave this machine.
-INCIDENTAL = {"device", "attention", "compile", "precompute_modulation", "text_cache", "token"}
 
 
 class Prompt(NamedTuple):
@@ -119,7 +117,7 @@ def main(argv: list[str] | None = None) -> int:
             max_sequence_length=TINY_TEXT_LENGTH,
         )
         args = parser.parse_args(argv)
-    hint = "use --memory balanced, low or 4bit, or --tile_columns 64"
+    hint = "use --memory balanced, low, int8 or 4bit, or --tile_columns 64"
     return run_cli(lambda: _infer(args), verbose=args.verbose, out_of_memory=hint)
 
 
@@ -133,6 +131,8 @@ def _infer(args: argparse.Namespace) -> int:
     todo, refused = _select(plan.folder, mine, settings, overwrite=args.overwrite)
     if todo:
         _generate(args, plan.folder, todo, settings, options)
+    elif not mine:
+        print(f"nothing to do: --shard {args.shard} has none of the {len(plan.jobs)} panoramas")
     elif not refused:
         print(f"nothing to do: {plan.folder} holds the finished panoramas, {len(mine)} of them")
     elif len(refused) == len(plan.jobs) == 1:
@@ -179,9 +179,9 @@ def plan_jobs(args: argparse.Namespace, options: "LoadOptions") -> Plan:
 
     Raises:
         ValueError: a number is out of range, the format of --output cannot hold the description,
-            or the prompt file is broken.
+            the prompt is empty, or the prompt file is broken.
     """
-    from dit360.generate import Job, check_suffix, with_trigger
+    from dit360.generate import Job, check_suffix, describe_model, with_trigger
     from shared_pano_utils.imageio import IMAGE_SUFFIXES
 
     if args.num_images < 1:
@@ -190,11 +190,14 @@ def plan_jobs(args: argparse.Namespace, options: "LoadOptions") -> Plan:
     is_file = output.suffix.lower() in IMAGE_SUFFIXES
     if is_file:
         check_suffix(output)
+    if not args.prompt.strip():
+        raise ValueError("--prompt is empty; describe the panorama")
     prompts = [Prompt(args.prompt, None, "")]
     if args.prompt_file is not None:
         prompts = read_prompts(args.prompt_file)
     is_one = is_file and args.num_images == 1 and args.prompt_file is None
     suffix = output.suffix if is_file else ".png"
+    made_with = describe_model(options)
     jobs = []
     for prompt in prompts:
         first = args.seed if prompt.seed is None else prompt.seed
@@ -206,7 +209,7 @@ def plan_jobs(args: argparse.Namespace, options: "LoadOptions") -> Plan:
                 parts.append(f"seed{seed}")
             name = output.name if is_one else "_".join(parts) + suffix
             text = with_trigger(prompt.text) if args.trigger else prompt.text
-            jobs.append(Job(prompt=text, seed=seed, name=name, made_with=_made_with(options)))
+            jobs.append(Job(prompt=text, seed=seed, name=name, made_with=made_with))
     if is_one:
         return Plan(output.parent, jobs, output.with_suffix(".html"))
     folder = output.with_suffix("") if is_file else output
@@ -311,18 +314,6 @@ def _settings(args: argparse.Namespace) -> "Settings":
         raise ValueError("--html shows full spheres only; leave it or --any_aspect out")
     names = [field.name for field in dataclasses.fields(Settings)]
     return Settings(**{name: getattr(args, name) for name in names})
-
-
-def _made_with(options: "LoadOptions") -> dict[str, Any]:
-    """Options of the model; of local paths the name alone, as files are given away."""
-    values = dataclasses.asdict(options)
-    return {
-        name: Path(value).name
-        if isinstance(value, Path) or (isinstance(value, str) and Path(value).exists())
-        else value
-        for name, value in values.items()
-        if name not in INCIDENTAL
-    }
 
 
 def _write_page(plan: Plan) -> None:

@@ -83,12 +83,18 @@ def _add_perspective(jobs) -> None:
         "--erode", type=int, default=0, metavar="CELLS",
         help="make the mask smaller by so many latent cells of 8 px (default: 0)",
     )  # fmt: skip
-    job.add_argument("--overwrite", action="store_true", help="make finished photos again")
+    job.add_argument(
+        "--overwrite", action="store_true",
+        help="make finished photos again, and drop the rows of others that --output has",
+    )  # fmt: skip
 
 
 def _add_panoramas(jobs) -> None:
     job = _add(jobs, "panoramas", _panoramas, "Panoramas and captions to panoramas.jsonl.")
     _add_captions(job)
+    job.add_argument(
+        "--overwrite", action="store_true", help="drop the rows of others that --output has"
+    )
 
 
 def _add_check(jobs) -> None:
@@ -126,8 +132,7 @@ def _add_procedural(jobs) -> None:
 
 def _perspective(args: argparse.Namespace) -> int:
     height = _height(args)
-    if args.erode < 0:
-        raise ValueError(f"--erode {args.erode}: use 0 or more cells")
+    _check_erode(args, height)
     if args.yaw_step < 1:
         raise ValueError(f"--yaw_step {args.yaw_step}: use 1 pixel or more")
     from dit360.data.photos import Camera
@@ -144,7 +149,13 @@ def _perspective(args: argparse.Namespace) -> int:
     _write_run_info(args)
     options = PhotoOptions(height=height, square=args.square, erode_cells=args.erode)
     summary = prepare_photos(
-        photos, captions, cameras, args.output, options, overwrite=args.overwrite
+        photos,
+        captions,
+        cameras,
+        args.output,
+        options,
+        overwrite=args.overwrite,
+        merge=True,
     )
     return _report([summary])
 
@@ -153,7 +164,8 @@ def _panoramas(args: argparse.Namespace) -> int:
     from dit360.data.prepare import prepare_panoramas
 
     images, captions = _captioned(args)
-    return _report([prepare_panoramas(images, captions, args.output)])
+    merge = not args.overwrite
+    return _report([prepare_panoramas(images, captions, args.output, merge=merge)])
 
 
 def _check(args: argparse.Namespace) -> int:
@@ -193,8 +205,9 @@ def _overlap(args: argparse.Namespace) -> int:
 
 def _procedural(args: argparse.Namespace) -> int:
     height = _height(args)
-    if args.count < 1 or min(args.perspective, args.erode) < 0:
-        raise ValueError("--count must be at least 1, --perspective and --erode at least 0")
+    _check_erode(args, height)
+    if args.count < 1 or args.perspective < 0:
+        raise ValueError("--count must be at least 1, --perspective at least 0")
     from dit360.data.procedural import WorldOptions, write_worlds
 
     _write_run_info(args)
@@ -210,10 +223,18 @@ def _procedural(args: argparse.Namespace) -> int:
 
 
 def _height(args: argparse.Namespace) -> int:
-    height = args.height or (TINY_HEIGHT if args.tiny else HEIGHT)
+    height = args.height
+    if height is None:
+        height = TINY_HEIGHT if args.tiny else HEIGHT
     if height < 16 or height % 16:
         raise ValueError(f"--height {height}: use a multiple of 16, such as {HEIGHT}")
     return height
+
+
+def _check_erode(args: argparse.Namespace, height: int) -> None:
+    most = height // 16 - 1  # more reach from pole to pole, so that nothing would be left
+    if not 0 <= args.erode <= most:
+        raise ValueError(f"--erode {args.erode}: use 0 to {most} cells of 8 px at height {height}")
 
 
 def _captioned(args: argparse.Namespace) -> tuple[list[Path], list[str]]:
@@ -235,7 +256,8 @@ def _report(summaries: "Sequence[Summary]") -> int:
     """One line for each result and each failure; returns the exit code."""
     for summary in summaries:
         failed = f", {len(summary.problems)} failed" if summary.problems else ""
-        print(f"{summary.rows}: {summary.made} made, {summary.skipped} skipped{failed}")
+        kept = f", {summary.kept} rows of other images kept" if summary.kept else ""
+        print(f"{summary.rows}: {summary.made} made, {summary.skipped} skipped{failed}{kept}")
         for problem in summary.problems:
             print(f"failed: {problem}", file=sys.stderr)
     return int(any(summary.problems for summary in summaries))

@@ -79,6 +79,10 @@ def main(argv: list[str] | None = None) -> int:
 def _refine(args: argparse.Namespace) -> int:
     if args.inpainter == "painted" and args.painted is None:
         raise ValueError("--inpainter painted needs --painted DIR with the faces")
+    for flag in ("face_size", "feather", "num_inference_steps"):
+        value = getattr(args, flag)
+        if value is not None and value < 1:
+            raise ValueError(f"--{flag} {value}: use 1 or more")
     from tqdm.auto import tqdm
 
     from dit360.data.sidecars import find_images
@@ -89,7 +93,11 @@ def _refine(args: argparse.Namespace) -> int:
     stem, count = Counter(image.stem for image in images).most_common(1)[0]
     if count > 1:
         raise ValueError(f"{count} images are called {stem!r}, which names results; rename them")
-    todo = [image for image in images if args.overwrite or not _results(args, image)[0].exists()]
+    todo = [
+        image
+        for image in images
+        if args.overwrite or not all(path.exists() for path in _results(args, image))
+    ]
     shown = vars(args) | {"images": [str(image) for image in images]}
     write_run_info(args.output, shown, PACKAGES)
     make_inpainter = _inpainters(args) if todo else None

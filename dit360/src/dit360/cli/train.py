@@ -3,6 +3,7 @@
 import argparse
 import json
 import logging
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ MEMORY_HINT = (
     "use --train_batch_size 1, --gradient_checkpointing, --latent_cache, a smaller --rank or "
     "--resolution, or --precision bf16-mixed"
 )
+INTERRUPTED = "interrupted; add --resume_from_checkpoint last to go on from the newest checkpoint\n"
 
 
 def build_parser(*, mix: bool = False) -> argparse.ArgumentParser:
@@ -89,6 +91,12 @@ def _train(given: dict[str, Any], *, mix: bool) -> int:
         logger.setLevel(logging.NOTSET)
     if options.dry_run:
         print(json.dumps(dry_run(options), indent=2))
-    else:
+        return 0
+    try:
         print(train(options))
+    except SystemExit as stop:  # Lightning makes one of Ctrl-C, with code 1
+        if not isinstance(stop.__context__, KeyboardInterrupt):
+            raise
+        sys.stderr.write(INTERRUPTED)
+        return 130
     return 0

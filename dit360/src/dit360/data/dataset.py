@@ -136,8 +136,19 @@ class PanoramaDataset(Dataset[Example]):
 
 
 def load_pixels(row: Row, height: int) -> Tensor:
-    """The image of a row, bicubic at (3, height, 2 height), float32 in [-1, 1]."""
-    image = row.read_image().resize((2 * height, height), Image.Resampling.BICUBIC)
+    """The image of a row, bicubic at (3, height, 2 height), float32 in [-1, 1].
+
+    Raises:
+        FileNotFoundError: it is missing.
+        ValueError: it cannot be decoded, or is not twice as wide as high.
+    """
+    image = row.read_image()
+    if image.width != 2 * image.height:
+        raise ValueError(
+            f"{row.where}: image is {image.width}x{image.height}, its width must be twice its "
+            "height; mend or remove it"
+        )
+    image = image.resize((2 * height, height), Image.Resampling.BICUBIC)
     return torch.from_numpy(np.array(image)).movedim(-1, 0).float() / 127.5 - 1
 
 

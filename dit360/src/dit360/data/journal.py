@@ -35,7 +35,7 @@ class Journal:
         if overwrite:
             self._part.unlink(missing_ok=True)
         known = [] if overwrite else [path, self._part]
-        self._finished = {
+        self._finished: dict[str, Record] = {
             values[files[0]]: values
             for file in known
             if file.is_file()
@@ -45,26 +45,35 @@ class Journal:
 
     def is_finished(self, record: Record) -> bool:
         """Whether its image was made with the same options and is still there."""
-        files = [self.path.parent / record[key] for key in self._files]
-        return self._finished.get(record[self._files[0]]) == record and all(
-            file.is_file() for file in files
-        )
+        return self._finished.get(record[self._files[0]]) == record and self._has_files(record)
 
     def add(self, record: Record) -> None:
         """Note a finished image."""
         with self._part.open("a", encoding="utf-8") as file:
             file.write(_line(record))
 
-    def close(self, records: Sequence[Record]) -> None:
-        """Write the final file with exactly these records."""
-        write_jsonl(self.path, records)
+    def close(self, records: Sequence[Record], *, merge: bool = False) -> int:
+        """Write the final file.
+
+        Args:
+            records: of this run.
+            merge: keep those of earlier runs whose images are others, and still there.
+
+        Returns:
+            How many records of earlier runs were kept.
+        """
+        rows = {record[self._files[0]]: record for record in records}
+        earlier = {name: r for name, r in self._finished.items() if merge and self._has_files(r)}
+        with atomic_path(self.path) as temporary:
+            lines = map(_line, (earlier | rows).values())  # in the order of their first run
+            temporary.write_text("".join(lines), encoding="utf-8")
         self._part.unlink(missing_ok=True)
+        return len(earlier.keys() - rows.keys())
 
-
-def write_jsonl(path: Path, records: Sequence[Record]) -> None:
-    """Write one JSON object in each line."""
-    with atomic_path(path) as temporary:
-        temporary.write_text("".join(map(_line, records)), encoding="utf-8")
+    def _has_files(self, record: Record) -> bool:
+        return all(
+            key in record and (self.path.parent / record[key]).is_file() for key in self._files
+        )
 
 
 def _line(record: Record) -> str:

@@ -36,6 +36,9 @@ class Camera:
             )
         if not -90 <= self.pitch_deg <= 90:
             raise ValueError(f"pitch is {self.pitch_deg} degrees; use -90 (down) to 90 (up)")
+        for name, angle_deg in (("yaw", self.yaw_deg), ("roll", self.roll_deg)):
+            if not math.isfinite(angle_deg):
+                raise ValueError(f"{name} is {angle_deg} degrees; use a finite angle")
 
 
 def crop_square(photo: np.ndarray) -> np.ndarray:

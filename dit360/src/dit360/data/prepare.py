@@ -13,7 +13,7 @@ from PIL import Image
 from tqdm.auto import tqdm
 
 from dit360.data.dataset import TOKEN_PX
-from dit360.data.journal import Journal, write_jsonl
+from dit360.data.journal import Journal
 from dit360.data.photos import Camera, crop_square, place_photo, random_yaw
 from dit360.data.rows import Problem
 from shared_pano_utils.imageio import read_image, write_image
@@ -47,6 +47,7 @@ class Summary:
     made: int
     skipped: int
     problems: tuple[Problem, ...]
+    kept: int = 0  # rows of earlier calls, with other images
 
 
 def random_cameras(
@@ -72,6 +73,7 @@ def prepare_photos(
     options: PhotoOptions,
     *,
     overwrite: bool = False,
+    merge: bool = False,
 ) -> Summary:
     """Write canvas/, masks/ and perspective.jsonl below `output`; finished photos are skipped.
 
@@ -82,6 +84,7 @@ def prepare_photos(
         output: folder.
         options: sizes.
         overwrite: make all photos again.
+        merge: keep the rows of other photos that `output` has, unless overwritten.
 
     Raises:
         ValueError: two photos have the same name, by which results are called.
@@ -110,9 +113,11 @@ def prepare_photos(
                 continue
             journal.add(record)
         records.append(record)
-    journal.close(records)
+    kept = journal.close(records, merge=merge)
     made = len(records) - skipped
-    return Summary(rows=journal.path, made=made, skipped=skipped, problems=tuple(problems))
+    return Summary(
+        rows=journal.path, made=made, skipped=skipped, problems=tuple(problems), kept=kept
+    )
 
 
 def _write_canvas(
@@ -126,13 +131,16 @@ def _write_canvas(
     write_image(output / record["mask"], supervised.astype(np.uint8) * 255)
 
 
-def prepare_panoramas(images: Sequence[Path], captions: Sequence[str], output: Path) -> Summary:
+def prepare_panoramas(
+    images: Sequence[Path], captions: Sequence[str], output: Path, *, merge: bool = False
+) -> Summary:
     """Write panoramas.jsonl and the white mask it names; the images stay where they are.
 
-    Images that are not 2:1 are left out and named.
+    Images that are not 2:1 are left out and named. `merge` keeps the rows of other images.
     """
     write_image(output / _WHITE_NAME, np.full(_WHITE_SIZE, 255, np.uint8))
-    records: list[dict[str, str]] = []
+    journal = Journal(output / PANORAMA_ROWS, overwrite=not merge)
+    records: list[dict[str, Any]] = []
     problems: list[Problem] = []
     for image, caption in zip(images, captions, strict=True):
         if (reason := _shape_problem(image)) is not None:
@@ -140,9 +148,9 @@ def prepare_panoramas(images: Sequence[Path], captions: Sequence[str], output: P
             continue
         path = Path(os.path.relpath(image, output)).as_posix()
         records.append({"image": path, "caption": caption, "mask": _WHITE_NAME})
-    rows = output / PANORAMA_ROWS
-    write_jsonl(rows, records)
-    return Summary(rows=rows, made=len(records), skipped=0, problems=tuple(problems))
+    kept = journal.close(records, merge=merge)
+    made = len(records)
+    return Summary(rows=journal.path, made=made, skipped=0, problems=tuple(problems), kept=kept)
 
 
 def _shape_problem(path: Path) -> str | None:
@@ -150,7 +158,7 @@ def _shape_problem(path: Path) -> str | None:
     try:
         with Image.open(path) as image:
             width, height = image.size
-    except OSError as error:
+    except (OSError, Image.DecompressionBombError) as error:
         return f"not a readable image ({error})"
     if width != 2 * height:
         return f"is {width}x{height}, a panorama is twice as wide as high; crop or resize it"

@@ -184,18 +184,22 @@ def _read_records(source: str | Path) -> Iterator[Record]:
 
 def read_jsonl(path: Path) -> Iterator[Record]:
     """Objects of a jsonl file with the name of their line; a text where a line is no object."""
-    with path.open(encoding="utf-8") as file:
+    with path.open("rb") as file:
         for number, line in enumerate(file, start=1):
             if not line.strip():
                 continue
             where = f"{path.name} line {number}"
             try:
-                values = json.loads(line)
+                text = line.decode("utf-8-sig")  # editors of Windows write a mark before line 1
+                values = json.loads(text)
+            except UnicodeDecodeError as error:
+                yield where, f"not UTF-8 text ({error.reason})", path.parent
+                continue
             except json.JSONDecodeError as error:
                 yield where, f"not JSON ({error})", path.parent
                 continue
             is_object = isinstance(values, dict)
-            yield where, values if is_object else f"not a JSON object: {line[:40]!r}", path.parent
+            yield where, values if is_object else f"not a JSON object: {text[:40]!r}", path.parent
 
 
 def _read_table(source: str) -> Iterator[Record]:
@@ -240,9 +244,9 @@ def _load_table(source: str) -> Any:
                 raise ValueError(f"{source} has the splits {list(stored)}; it needs 'train'")
             return stored["train"]
         return stored
-    if path.is_file():
-        return datasets.load_dataset("parquet", data_files=source, split="train")
     try:
+        if path.is_file():
+            return datasets.load_dataset("parquet", data_files=source, split="train")
         return datasets.load_dataset(source, split="train")
     except (OSError, ValueError) as error:
         raise ValueError(

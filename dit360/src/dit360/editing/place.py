@@ -11,6 +11,8 @@ from torch.nn import functional as F
 from shared_pano_utils import perspective_to_erp
 
 MIN_FOV_DEG, MAX_FOV_DEG = 10.0, 150.0
+PHOTO_ERODE = 1
+"""Latent cells at a photo's border that are painted anew: they hold its surroundings too."""
 
 
 def place_photo(

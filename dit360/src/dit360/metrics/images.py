@@ -1,13 +1,13 @@
 """The sets that are compared: their files, captions, and whether they were trained on."""
 
-import json
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from dit360.data.overlap import read_names
-from dit360.data.rows import longest_caption
+from dit360.data.rows import longest_caption, read_jsonl
 from dit360.metrics.scores import Side
 from shared_pano_utils.imageio import IMAGE_SUFFIXES
 
@@ -16,7 +16,8 @@ def find_images(folder: Path, flag: str, limit: int | None = None) -> list[Path]
     """Images of a folder, numbers in their names in counting order.
 
     Args:
-        folder: of panoramas; folders inside are not entered.
+        folder: of panoramas; folders inside are not entered, hidden files (of writers that were
+            stopped, of file managers) are left out.
         flag: that named it, for messages.
         limit: keep the first ones only.
 
@@ -26,7 +27,11 @@ def find_images(folder: Path, flag: str, limit: int | None = None) -> list[Path]
     """
     if not folder.is_dir():
         raise FileNotFoundError(f"{flag} {folder} is not a folder; give a folder of panoramas")
-    images = [path for path in folder.iterdir() if path.suffix.lower() in IMAGE_SUFFIXES]
+    images = [
+        path
+        for path in folder.iterdir()
+        if path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith(".")
+    ]
     if not images:
         raise ValueError(
             f"{flag} {folder} holds no image ({', '.join(IMAGE_SUFFIXES)}); give a folder of "
@@ -68,9 +73,9 @@ def read_captions(path: Path, images: Sequence[Path]) -> list[str]:
     """
     if not path.is_file():
         raise FileNotFoundError(f"--captions {path} does not exist")
-    lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
-    lines = [line for line in lines if line]
     if path.suffix == ".txt":
+        lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
+        lines = [line for line in lines if line]
         if len(lines) != len(images):
             raise ValueError(
                 f"--captions {path} has {len(lines)} lines for {len(images)} images; write one "
@@ -79,7 +84,13 @@ def read_captions(path: Path, images: Sequence[Path]) -> list[str]:
         return lines
     if path.suffix != ".jsonl":
         raise ValueError(f"--captions {path} is not a .txt or .jsonl file; give one of these")
-    captions = dict(_read_row(path, number, line) for number, line in enumerate(lines, start=1))
+    captions = {}
+    for where, row, folder in read_jsonl(path):
+        try:
+            name, caption = _read_row(row)
+        except ValueError as error:
+            raise ValueError(f"--captions {folder / where}: {error}") from error
+        captions[name] = caption
     missing = [image.name for image in images if image.stem not in captions]
     if missing:
         raise ValueError(
@@ -89,16 +100,14 @@ def read_captions(path: Path, images: Sequence[Path]) -> list[str]:
     return [captions[image.stem] for image in images]
 
 
-def _read_row(path: Path, number: int, line: str) -> tuple[str, str]:
-    try:
-        row = json.loads(line)
-        name = next(row[key] for key in ("image", "file_name", "name") if key in row)
-        return Path(name).stem, longest_caption(row.get("caption", row.get("prompt")))
-    except (ValueError, AttributeError, TypeError, StopIteration) as error:
-        raise ValueError(
-            f"--captions {path} line {number} is not a row with image (or file_name, or name) and "
-            f"caption (or prompt) {error}".rstrip()
-        ) from error
+def _read_row(row: Mapping[str, Any] | str) -> tuple[str, str]:
+    """Name of the image without suffix, and its caption."""
+    if isinstance(row, str):
+        raise ValueError(row)
+    name = next((row[key] for key in ("image", "file_name", "name") if key in row), None)
+    if not isinstance(name, str):
+        raise ValueError(f"image (or file_name, or name) is {name!r}, expected a file name")
+    return Path(name).stem, longest_caption(row.get("caption", row.get("prompt")))
 
 
 def stored_captions(images: Sequence[Path]) -> list[str]:

@@ -2,16 +2,18 @@
 
 import json
 import logging
-import os
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+import lightning as L
 import torch
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from diffusers.models.transformers.transformer_flux import FluxTransformer2DModel
 from diffusers.pipelines.flux.pipeline_flux import FluxPipeline
 from diffusers.training_utils import cast_training_params
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 from tqdm.auto import tqdm
@@ -23,10 +25,12 @@ from dit360.training.datamodule import Examples, Texts
 from dit360.training.extract import MODEL_PREFIX, STATE_KEYS, read_checkpoint
 from dit360.training.module import DiT360Training
 from dit360.training.options import TrainOptions
-from dit360.training.strategy import frozen_dtype, uses_cuda
+from dit360.training.strategy import frozen_dtype, parse_devices, uses_cuda
 from dit360.vae import set_vae_wrap
 
 logger = logging.getLogger(__name__)
+
+TEXT_NAME = "text_cache"  # folder below --save_dir
 
 
 class TextMemory(dict[str, tuple[Tensor, Tensor]]):
@@ -37,35 +41,63 @@ class TextMemory(dict[str, tuple[Tensor, Tensor]]):
         return self[prompt]
 
 
+def find_devices(options: TrainOptions) -> L.Fabric:
+    """What Lightning will choose: ``device`` and ``global_rank`` of this process, ``world_size``.
+
+    Raises:
+        ValueError: this machine does not have such devices.
+    """
+    devices: Any = parse_devices(options.devices, "cuda" if uses_cuda(options) else "cpu")
+    try:
+        return L.Fabric(accelerator=options.accelerator, devices=devices)
+    except (MisconfigurationException, RuntimeError, TypeError, ValueError) as error:
+        raise ValueError(
+            f"--accelerator {options.accelerator} --devices {options.devices} cannot be had here "
+            f"({str(error).rstrip('.')}); use --accelerator auto, or fewer devices"
+        ) from error
+
+
 def prepare_texts(options: TrainOptions, prompts: Iterable[str]) -> Texts:
-    """Encode the prompts once, on the device, and let the encoders go (D13)."""
+    """Encode the prompts once, on the device, and let the encoders go (D13).
+
+    Several processes share the work and the embeddings on the disk.
+    """
     needed = sorted(set(prompts))
-    if options.text_cache is None:
+    run = find_devices(options)
+    if options.text_cache is None and run.world_size == 1:
         return _encode_in_memory(options, needed)
     cache = TextCache(
-        options.text_cache,
+        options.text_cache or options.save_dir / TEXT_NAME,
         options.pretrained_model_name_or_path,
         max_length=options.max_sequence_length,
+        dtype=_text_dtype(run.device),
     )
     try:
         is_complete = not cache.missing(needed)
     except ValueError:  # the encoders have not been downloaded yet, or tell apart several caches
         is_complete = False
     if not is_complete:
-        cache.encode_all(_text_pipeline(options), needed)
+        pipeline = _text_pipeline(options)
+        cache.encode_all(pipeline, needed[run.global_rank :: run.world_size])
+        cache.encode_all(pipeline, needed)  # which no other process has done by now
     return cache
 
 
 def _text_pipeline(options: TrainOptions) -> FluxPipeline:
-    dtype = torch.bfloat16 if uses_cuda(options) else torch.float32
+    device = find_devices(options).device
     pipeline = FluxPipeline.from_pretrained(
         options.pretrained_model_name_or_path,
         transformer=None,
         vae=None,
-        dtype=dtype,
+        dtype=_text_dtype(device),
         **_source(options),
     )
-    return pipeline.to("cuda") if uses_cuda(options) else pipeline
+    return pipeline.to(device)
+
+
+def _text_dtype(device: torch.device) -> torch.dtype:
+    """In which prompts are encoded and stored."""
+    return torch.bfloat16 if device.type == "cuda" else torch.float32
 
 
 @torch.inference_mode()
@@ -116,9 +148,8 @@ def prepare_latents(options: TrainOptions, vae: Any, examples: Examples) -> None
     cache = LatentCache(options.latent_cache, vae, options.resolution, examples.rows)
     may_flip = [examples.may_flip(index) for index in range(len(examples))]
     if cache.missing(may_flip):
-        if uses_cuda(options):
-            vae.to(f"cuda:{os.environ.get('LOCAL_RANK', 0)}")  # processes share the work
-        cache.encode_all(vae, may_flip)
+        vae.to(find_devices(options).device)
+        cache.encode_all(vae, may_flip)  # processes share the work
         vae.to("cpu")
     count, size = cache.count(may_flip)
     logger.info("%d latents take %.1f MB in %s", count, size / 1e6, cache.place)
@@ -161,7 +192,7 @@ def load_start(transformer: Any, options: TrainOptions) -> None:
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: tensors are missing, unknown or of another shape.
+        ValueError: it cannot be read, or tensors are missing, unknown or of another shape.
     """
     assert options.load_ckpt is not None
     state = _start_state(options.load_ckpt, options)
@@ -192,8 +223,14 @@ def _start_state(source: str, options: TrainOptions) -> dict[str, Tensor]:
         state = next((checkpoint[key] for key in STATE_KEYS if key in checkpoint), checkpoint)
         inside = [name for name in state if name.startswith(MODEL_PREFIX)]
         return {name.removeprefix(MODEL_PREFIX): state[name] for name in inside} or state
-    if path.is_file() and not plain_state(state := load_file(path)):
-        return state  # of a whole transformer
+    try:
+        if path.is_file() and not plain_state(state := load_file(path)):
+            return state  # of a whole transformer
+    except SafetensorError as error:
+        raise ValueError(
+            f"--load_ckpt {source} is no safetensors file, or damaged ({error}); pass a LoRA, a "
+            "state dict or a .ckpt"
+        ) from error
     weights = read_lora(source)
     if options.trainable == "lora" and weights.alpha / weights.rank != (
         options.lora_alpha / options.rank

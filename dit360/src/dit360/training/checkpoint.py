@@ -1,6 +1,7 @@
 """What a run writes: checkpoints, the LoRA beside them, the moving average of the weights."""
 
 import contextlib
+import logging
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,11 +13,13 @@ from peft import LoraConfig
 from safetensors.torch import save_file
 from torch import Tensor
 
-from dit360.lora import save_lora
+from dit360.lora import EXTRA_OPTIONS, save_lora
 from dit360.training.datamodule import batches_done
 from dit360.training.extract import MODEL_PREFIX
 from dit360.training.options import TrainOptions
 from shared_pano_utils.imageio import atomic_path
+
+logger = logging.getLogger(__name__)
 
 LAST_NAME, STEP_NAME = "last.ckpt", "step.ckpt"  # of an epoch, inside an epoch
 LORA_NAME, TRANSFORMER_NAME = "lora", "transformer"  # folders beside the checkpoints
@@ -24,11 +27,16 @@ WEIGHTS_NAME = "diffusion_pytorch_model.safetensors"
 
 
 class _EpochCheckpoint(ModelCheckpoint):
-    """Saves whole epochs only: Lightning would take one that was cut short for a whole one."""
+    """Saves whole epochs only: Lightning would take one that was cut short for a whole one.
+
+    It writes last.ckpt itself, since Lightning's `save_last` also saves at the end of a run, then
+    with the number of an epoch that never ended, and only there if no other checkpoint is kept.
+    """
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if is_whole_epoch(trainer):
             super().on_train_epoch_end(trainer, pl_module)
+            trainer.save_checkpoint(checkpoint_folder(trainer) / LAST_NAME)
 
 
 def is_whole_epoch(trainer: L.Trainer) -> bool:
@@ -44,6 +52,16 @@ class StopAtStep(Callback):
 
     def __init__(self, steps: int) -> None:
         self.steps = steps
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Make no further update if the checkpoint has them all."""
+        del pl_module
+        if trainer.global_step >= self.steps:
+            trainer.should_stop = True
+            logger.warning(
+                "%s has %d updates, --max_steps is %d: nothing is left to train",
+                trainer.ckpt_path, trainer.global_step, self.steps,
+            )  # fmt: skip
 
     def on_train_batch_end(self, trainer: L.Trainer, *args: Any, **kwargs: Any) -> None:
         """Stop when there are enough updates."""
@@ -67,7 +85,6 @@ def checkpoint_callbacks(options: TrainOptions) -> list[Callback]:
         save_top_k=options.topk,
         monitor="epoch" if options.topk > 0 else None,  # the newest are the top
         mode="max",
-        save_last=True,
         save_on_train_epoch_end=True,
     )
     if options.save_every_n_steps is None:
@@ -185,7 +202,7 @@ class WeightWriter(Callback):
             folder = checkpoint_folder(trainer)
             if module.options.trainable == "lora":
                 config: LoraConfig = module.flux_transformer.peft_config["default"]
-                extra = {"padding_n": module.options.padding_n}
+                extra = {name: getattr(module.options, name) for name in EXTRA_OPTIONS}
                 save_lora(folder / LORA_NAME, trained, config, extra)
             else:
                 _write_transformer(folder / TRANSFORMER_NAME, module.flux_transformer, trained)

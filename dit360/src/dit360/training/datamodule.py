@@ -116,14 +116,20 @@ class ResumableLoader(DataLoader[dict[str, Any]]):
         self.data, self.epoch, self.order = data, epoch, order
 
     def state_dict(self) -> dict[str, int]:
-        """Epoch, and how many of its batches are done."""
+        """Epoch, and how many of its samples are done, on all ranks together."""
         assert self.data.trainer is not None
-        return {"epoch": self.epoch, "batches": batches_done(self.data.trainer)}
+        return {"epoch": self.epoch, "samples": batches_done(self.data.trainer) * self.data.step}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
-        """Leave out what is done, if it was done in this epoch."""
-        if state["epoch"] == self.epoch:
-            self.order.first = state["batches"] * (self.batch_size or 1)
+        """Leave out what is done, if it was done in this epoch; another number of ranks may go on."""
+        if state["epoch"] != self.epoch:
+            return
+        trainer: Any = self.data.trainer
+        batches = state["samples"] // self.data.step
+        self.order.first = batches * self.data.options.train_batch_size
+        # Lightning ends an epoch by its own count, which is in batches of the run before.
+        progress = trainer.fit_loop.epoch_loop.batch_progress.current
+        progress.increment_by(batches - progress.processed)
 
 
 class TrainData(L.LightningDataModule):
@@ -143,15 +149,19 @@ class TrainData(L.LightningDataModule):
         self.options = options
         self.examples = Examples(options, panoramas, photos, texts)
 
+    @property
+    def step(self) -> int:
+        """Samples of a batch of all ranks together."""
+        assert self.trainer is not None
+        return self.options.train_batch_size * self.trainer.world_size
+
     def updates(self) -> int:
         """Updates of the whole run, over all ranks at once (D17).
 
         Lightning's estimate takes all epochs for as long as the first, and loads the data before
         a checkpoint can say where in it to go on.
         """
-        assert self.trainer is not None
-        options = self.options
-        step = options.train_batch_size * self.trainer.world_size
+        options, step = self.options, self.step
         photos = len(self.examples.photos)
         samples = [
             len(self.examples.panoramas) + count_photos(options, photos, epoch)
@@ -171,7 +181,7 @@ class TrainData(L.LightningDataModule):
         epoch, examples = trainer.current_epoch, self.examples
         examples.panoramas.set_epoch(epoch)
         order = epoch_order(options, len(examples.panoramas), len(examples.photos), epoch)
-        step = options.train_batch_size * trainer.world_size
+        step = self.step
         if len(order) < step:
             raise ValueError(
                 f"epoch {epoch} has {len(order)} samples, fewer than the {step} of one step "

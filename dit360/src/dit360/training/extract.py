@@ -14,7 +14,7 @@ import torch
 import yaml
 from torch import Tensor
 
-from dit360.lora import lora_config, plain_state, save_lora
+from dit360.lora import EXTRA_OPTIONS, lora_config, plain_state, save_lora
 
 logger = logging.getLogger(__name__)
 
@@ -142,12 +142,25 @@ def extract_lora(
         )
     if recorded.get("rank", rank) != rank:
         logger.warning("the options say rank %s, the tensors have %d", recorded["rank"], rank)
-    if padding_n is None:
-        padding_n = recorded.get("padding_n")
-    extra = {} if padding_n is None else {"padding_n": padding_n}
+    if padding_n is not None:
+        recorded["padding_n"] = padding_n
+    extra = {name: recorded[name] for name in EXTRA_OPTIONS if name in recorded}
+    if _has_average(checkpoint):
+        logger.warning(
+            "%s was trained with --ema_decay: these are the weights themselves, the averages are "
+            "in the folder lora beside it",
+            checkpoint_path,
+        )
     config = lora_config(rank, float(alpha), recorded.get("lora_drop_out", 0.0), False)
     path = save_lora(folder, state, config, extra)
     return Extracted(path=path, tensors=len(state), rank=rank, alpha=float(alpha))
+
+
+def _has_average(checkpoint: dict[str, Any]) -> bool:
+    """Whether `dit360.training.checkpoint.Average` was among the callbacks."""
+    callbacks = checkpoint.get("callbacks")
+    states = callbacks.values() if isinstance(callbacks, dict) else ()
+    return any(isinstance(s, dict) and {"updates", "weights"} <= s.keys() for s in states)
 
 
 # ---- recorded options ---------------------------------------------------------------------------
@@ -172,7 +185,7 @@ def _flatten(value: Any) -> dict[str, Any]:
     flat: dict[str, Any] = {}
     for inner in value.values():
         flat = _flatten(inner) | flat
-    return flat | {k: v for k, v in value.items() if isinstance(v, int | float)}
+    return flat | {k: v for k, v in value.items() if isinstance(v, int | float | str)}
 
 
 class _PlainLoader(yaml.SafeLoader):

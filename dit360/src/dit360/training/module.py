@@ -15,11 +15,6 @@ from dit360.training.options import TrainOptions
 from dit360.training.schedule import SAMPLE, STEP, aux_is_on, lr_scheduler, stream, stream_seed
 from dit360.vae import encode, pack, unpack
 
-SAME_ON_RESUME = (
-    "trainable", "rank", "lora_alpha", "padding_n", "resolution", "seed", "train_batch_size",
-    "accumulate_grad_batches",
-)  # fmt: skip
-
 
 class Draws(NamedTuple):
     """Random numbers of a batch."""
@@ -203,15 +198,7 @@ class DiT360Training(L.LightningModule):
             checkpoint["state_dict"] = {name: state[name] for name in self.trained}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Refuse to go on with options that would silently be another training."""
-        before = checkpoint["hyper_parameters"]["args"]
-        for name in SAME_ON_RESUME:
-            value = getattr(self.options, name)
-            if before.get(name, value) != value:
-                raise ValueError(
-                    f"the checkpoint was made with --{name} {before[name]}, not {value}; resume "
-                    "with the options of the first run, or start anew with --load_ckpt"
-                )
+        """Refuse a checkpoint in which trained weights are missing."""
         state = checkpoint.get("state_dict")  # DeepSpeed loads the weights by itself
         missing = [name for name in self.trained if name not in state] if state else []
         if missing:

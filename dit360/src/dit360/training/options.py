@@ -67,7 +67,9 @@ class TrainOptions:
     train_batch_size: Annotated[int, "samples per device and step"] = 10
     dataloader_num_workers: Annotated[int, "processes that read images"] = 24
     text_cache: Annotated[
-        Path | None, "keep prompt embeddings in this folder; else in memory, 4 MB a caption"
+        Path | None,
+        "keep prompt embeddings in this folder, 4 MB a caption; else in memory, or on several "
+        "devices in SAVE_DIR/text_cache",
     ] = None
     max_sequence_length: Annotated[int, "T5 tokens of a prompt"] = 512
     latent_cache: Annotated[
@@ -147,14 +149,14 @@ class TrainOptions:
 
     # -- command
     preset: Annotated[
-        Preset | None, "paper, or what a released script passed (released-mix pads 0 columns)"
+        Preset | None,
+        "paper, or what a released script passed (released-mix pads 0 columns); all turn as the "
+        "original, but keep --vae_wrap circular and mirror no caption that says left or right",
     ] = None
     tiny: Annotated[
         bool, "embedded checkpoint and its sizes; made-up worlds without --panorama_data"
     ] = False
-    dry_run: Annotated[bool, "open data and shapes, print options and counts, train nothing"] = (
-        False
-    )
+    dry_run: Annotated[bool, "read all images, print options and counts, train nothing"] = False
     verbose: Annotated[bool, "show progress messages and tracebacks"] = False
 
 

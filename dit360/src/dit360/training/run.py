@@ -3,7 +3,6 @@
 import dataclasses
 import logging
 import warnings
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +11,14 @@ import torch
 from diffusers.models.transformers.transformer_flux import FluxTransformer2DModel
 from lightning.pytorch.callbacks import Callback
 
-from dit360.data.rows import Row
-from dit360.training.build import add_adapter, build_module, prepare_latents, prepare_texts
+from dit360.data.check import check_rows
+from dit360.training.build import (
+    add_adapter,
+    build_module,
+    find_devices,
+    prepare_latents,
+    prepare_texts,
+)
 from dit360.training.checkpoint import (
     Average,
     StopAtStep,
@@ -22,15 +27,20 @@ from dit360.training.checkpoint import (
     find_checkpoint,
 )
 from dit360.training.datamodule import TrainData, read_rows
+from dit360.training.extract import Inert, read_checkpoint
 from dit360.training.options import TrainOptions
 from dit360.training.schedule import count_photos
-from dit360.training.strategy import choose_strategy, frozen_dtype, parse_devices, trainer_arguments
+from dit360.training.strategy import choose_strategy, frozen_dtype, trainer_arguments
 from dit360.training.validation import Validation, read_prompts
 from shared_pano_utils.runinfo import write_run_info
 
 logger = logging.getLogger(__name__)
 
 PACKAGES = ("dit360", "torch", "diffusers", "transformers", "peft", "lightning", "deepspeed")
+SAME_ON_RESUME = (
+    "trainable", "rank", "lora_alpha", "padding_n", "pad_ids", "vae_wrap", "resolution", "seed",
+    "train_batch_size", "accumulate_grad_batches",
+)  # fmt: skip
 # Hints of Lightning on what is meant to be so.
 _HINTS = (
     ".*does not have many workers.*",  # --dataloader_num_workers says how many
@@ -66,9 +76,9 @@ def train(options: TrainOptions) -> Path:
         FileNotFoundError, ValueError: something in the options does not fit; before any training.
         FloatingPointError: the loss is not a number any more.
     """
-    resume = find_checkpoint(options)
+    resume = _find_resumable(options)
     strategy = choose_strategy(options)
-    parse_devices(options.devices, options.accelerator)  # a mistake shows before models are loaded
+    find_devices(options)  # a mistake shows before models are loaded
     prompts = read_prompts(options.validation_prompts)
     panoramas, photos = read_rows(options)
     L.seed_everything(options.seed, verbose=False)  # new adapters; the rest has own streams
@@ -105,16 +115,19 @@ def train(options: TrainOptions) -> Path:
 
 
 def dry_run(options: TrainOptions) -> dict[str, Any]:
-    """Open the data and the shapes of the model, train nothing.
+    """Read all images and the shapes of the model, train nothing.
 
     Returns:
         Counts of samples and parameters, bytes of weights, gradients and moments, the options.
+
+    Raises:
+        FileNotFoundError, ValueError: something in the options or the data does not fit.
     """
-    find_checkpoint(options)
+    _find_resumable(options)
     strategy = choose_strategy(options)
     read_prompts(options.validation_prompts)
     panoramas, photos = read_rows(options)
-    _read_first(panoramas, photos)
+    check_rows([*panoramas, *photos], workers=max(1, options.dataloader_num_workers))
     config: Any = FluxTransformer2DModel.load_config(
         options.pretrained_model_name_or_path, subfolder="transformer", revision=options.revision
     )
@@ -141,8 +154,24 @@ def dry_run(options: TrainOptions) -> dict[str, Any]:
     }
 
 
-def _read_first(*sources: Sequence[Row]) -> None:
-    for rows in sources:
-        for row in rows[:1]:
-            row.read_image()
-            row.read_supervised()
+def _find_resumable(options: TrainOptions) -> str | None:
+    """The checkpoint to go on from, which was not silently another training; None for a new run."""
+    path = find_checkpoint(options)
+    if path is None:
+        return None
+    before = read_checkpoint(path).get("hyper_parameters", {}).get("args")
+    if isinstance(before, Inert) and Path(path).is_dir():
+        before = before.content  # DeepSpeed loads the Namespace of the original
+    if not isinstance(before, dict):
+        raise ValueError(
+            f"{path} holds no options of a run that can be resumed; start from its weights with "
+            "--load_ckpt"
+        )
+    for name in SAME_ON_RESUME:
+        value = getattr(options, name)
+        if before.get(name, value) != value:
+            raise ValueError(
+                f"the checkpoint was made with --{name} {before[name]}, not {value}; resume with "
+                "the options of the first run, or start anew with --load_ckpt"
+            )
+    return path

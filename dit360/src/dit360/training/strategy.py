@@ -70,8 +70,15 @@ def choose_strategy(options: TrainOptions) -> str:
     """Name of the strategy: what was asked for, or the original's where it can run.
 
     Raises:
-        ValueError: the strategy needs CUDA or a package that is missing.
+        ValueError: the strategy needs CUDA or a package that is missing, or the CPU cannot
+            compute in the number format.
     """
+    on_cpu = options.accelerator == "cpu" or (
+        options.accelerator == "auto" and not torch.accelerator.is_available()
+    )
+    # A dry run may be that of another machine.
+    if on_cpu and lightning_precision(options) == "16-mixed" and not options.dry_run:
+        raise ValueError(f"--precision {options.precision} runs on GPUs only; use 32 or bf16-mixed")
     has_deepspeed = importlib.util.find_spec("deepspeed") is not None
     if options.strategy == "auto":
         fits = uses_cuda(options) and has_deepspeed and not options.ema_decay

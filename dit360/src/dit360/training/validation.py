@@ -13,6 +13,7 @@ from diffusers.schedulers.scheduling_flow_match_euler_discrete import (
 )
 from lightning.pytorch.callbacks import Callback
 
+from dit360.generate import with_trigger
 from dit360.pipeline import DiT360Pipeline
 from dit360.training.checkpoint import Average
 from dit360.training.datamodule import Texts
@@ -26,7 +27,7 @@ FOLDER = "validation"
 
 
 def read_prompts(path: Path | None) -> list[str]:
-    """Prompts of a file, one a line; none without a file.
+    """Prompts of a file as inference sends them, one a line; none without a file.
 
     Raises:
         FileNotFoundError: the file does not exist.
@@ -36,8 +37,8 @@ def read_prompts(path: Path | None) -> list[str]:
         return []
     if not path.is_file():
         raise FileNotFoundError(f"--validation_prompts {path} does not exist")
-    lines = path.read_text(encoding="utf-8").splitlines()
-    prompts = [line.strip() for line in lines if line.strip()]
+    lines = path.read_text(encoding="utf-8-sig").splitlines()
+    prompts = [with_trigger(line.strip()) for line in lines if line.strip()]
     if not prompts:
         raise ValueError(f"--validation_prompts {path} holds no prompt; write one a line")
     return prompts
