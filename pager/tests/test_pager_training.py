@@ -464,7 +464,9 @@ def test_unknown_flags_and_values(flags, capsys):
     with pytest.raises(SystemExit) as caught:
         train.main(flags)
     assert caught.value.code == 2
-    assert "usage:" in capsys.readouterr().err
+    error = capsys.readouterr().err
+    assert error.startswith("error: ")
+    assert error.count("\n") == 1
 
 
 def test_precedence_of_options(tmp_path):

@@ -8,7 +8,7 @@ import signal
 import tempfile
 from pathlib import Path
 
-from pager.cli.common import run_cli
+from pager.cli.common import Parser, run_cli
 from pager.cli.evaluate import positive
 
 logger = logging.getLogger(__name__)
@@ -28,7 +28,7 @@ DELETE_EVERY_S, KEEP_S = 600, 3600
 
 def build_parser() -> argparse.ArgumentParser:
     """Flags of the original plus ours."""
-    parser = argparse.ArgumentParser(prog="app.py", description=__doc__)
+    parser = Parser(prog="app.py", description=__doc__)
     model = parser.add_argument_group("model")
     model.add_argument("--depth_checkpoint_path", help=f"default {DEFAULT_CHECKPOINTS[DEPTH]}")
     model.add_argument(

@@ -7,6 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from shared_pano_utils import commands
+from shared_pano_utils.commands import Parser
+
+__all__ = ["Parser", "read_flag_values", "run_cli"]
 
 run_cli = functools.partial(
     commands.run_cli,

@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 
 from pager.cli import inference
-from pager.cli.common import run_cli
+from pager.cli.common import Parser, run_cli
 
 DEMO_SEED = 20_000_105
 DEMO_SIZE = (512, 1024)
@@ -12,7 +12,7 @@ DEMO_SIZE = (512, 1024)
 
 def main(argv: list[str] | None = None) -> int:
     """Entry point; returns the exit code."""
-    parser = argparse.ArgumentParser(prog="scripts/demo.py", description=__doc__)
+    parser = Parser(prog="scripts/demo.py", description=__doc__)
     parser.add_argument("--out", type=Path, default=Path("../out/demo"))
     parser.add_argument("--input", help="your own 2:1 panorama; default: a procedural room")
     args = parser.parse_args(argv)

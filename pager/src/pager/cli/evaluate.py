@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from pager.cli.common import run_cli
+from pager.cli.common import Parser, run_cli
 from pager.data.registry import DATASETS, SCENES, SPLITS
 
 if TYPE_CHECKING:
@@ -30,9 +30,7 @@ DESCRIPTIONS = {
 
 def build_parser(kind: Kind) -> argparse.ArgumentParser:
     """Flags of one of the scripts: the original's plus ours."""
-    parser = argparse.ArgumentParser(
-        prog=f"evaluation/{kind}_evaluation.py", description=DESCRIPTIONS[kind]
-    )
+    parser = Parser(prog=f"evaluation/{kind}_evaluation.py", description=DESCRIPTIONS[kind])
     parser.add_argument("--data_path", type=Path, default=Path("data"), help="default data")
     parser.add_argument("--dataset", choices=tuple(DATASETS), default="PanoInfinigen")
     parser.add_argument("--split", choices=SPLITS, default="test")

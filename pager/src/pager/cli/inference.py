@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pager.cli.common import read_flag_values, run_cli
+from pager.cli.common import Parser, read_flag_values, run_cli
 from pager.cli.inputs import Item, dataset_items, input_items
 from pager.cli.outputs import DatasetOutput, InputOutput, Output
 from pager.data.registry import DATASETS
@@ -28,7 +28,7 @@ DEFAULT_CHECKPOINTS = {"depth": "prs-eth/PaGeR-depth", "normals": "prs-eth/PaGeR
 
 def build_parser() -> argparse.ArgumentParser:
     """Flags of the original plus ours."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="inference.py",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,

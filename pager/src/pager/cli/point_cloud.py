@@ -14,7 +14,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pager.cli.common import run_cli
+from pager.cli.common import Parser, run_cli
 from pager.cli.evaluate import at_least_one, positive
 from pager.data.registry import DATASETS, SCENES, SPLITS
 
@@ -28,7 +28,7 @@ DEFAULT_DATASET = "PanoInfinigen"
 
 def build_parser() -> argparse.ArgumentParser:
     """Flags of the original plus ours."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="generate_point_cloud.py",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,

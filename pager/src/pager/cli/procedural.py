@@ -3,12 +3,12 @@
 import argparse
 from pathlib import Path
 
-from pager.cli.common import run_cli
+from pager.cli.common import Parser, run_cli
 
 
 def build_parser() -> argparse.ArgumentParser:
     """Flags of the data generator."""
-    parser = argparse.ArgumentParser(prog="prepare_procedural.py", description=__doc__)
+    parser = Parser(prog="prepare_procedural.py", description=__doc__)
     parser.add_argument("--data_path", type=Path, required=True, help="PanoInfinigen/ is made here")
     parser.add_argument("--split", choices=("train", "val", "test"), default="train")
     parser.add_argument("--rooms", type=int, default=24)

@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from pager.cli.common import run_cli
+from pager.cli.common import Parser, run_cli
 
 COLUMNS = {
     "depth": ("abs_relative_difference", "rmse_linear", "delta1_acc", "wrap_ratio"),
@@ -13,7 +13,7 @@ COLUMNS = {
 
 def build_parser() -> argparse.ArgumentParser:
     """Flags of the quality report."""
-    parser = argparse.ArgumentParser(prog="evaluation/tiny_quality.py", description=__doc__)
+    parser = Parser(prog="evaluation/tiny_quality.py", description=__doc__)
     parser.add_argument("--depth_checkpoint_path", help="default: the embedded checkpoint")
     parser.add_argument("--normals_checkpoint_path", help="default: the embedded checkpoint")
     parser.add_argument(

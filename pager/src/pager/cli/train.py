@@ -10,7 +10,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from pager.cli.common import run_cli
+from pager.cli.common import Parser, run_cli
 from pager.config import TrainConfig, add_schema_flags, resolve_config
 from pager.embedded import TINY_ASSETS
 from pager.runinfo import RUN_NAME, STATE_FOLDER, recover_state
@@ -22,7 +22,7 @@ RUN_FLAGS = {"config", "set", "dry_run", "tiny", "overwrite", "verbose"}  # not 
 
 def build_parser() -> argparse.ArgumentParser:
     """All flags of the schema plus the ones that steer the run."""
-    parser = argparse.ArgumentParser(prog="train.py", description=__doc__)
+    parser = Parser(prog="train.py", description=__doc__)
     parser.add_argument("--config", "--configs", help="YAML file (default: schema defaults)")
     parser.add_argument("--set", action="append", default=[], metavar="SECTION.KEY=VALUE")
     parser.add_argument("--dry_run", action="store_true", help="open data and models, print counts")

@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pager.cli.common import run_cli
+from pager.cli.common import Parser, run_cli
 from pager.data.registry import DATASETS, SCENES, SPLITS, dataset_entry, open_dataset
 
 if TYPE_CHECKING:
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 def build_parser() -> argparse.ArgumentParser:
     """Flags of the check."""
-    parser = argparse.ArgumentParser(prog="validate_dataset.py", description=__doc__)
+    parser = Parser(prog="validate_dataset.py", description=__doc__)
     parser.add_argument("--data_path", type=Path, required=True, help="root folder of --dataset")
     parser.add_argument("--dataset", required=True, choices=tuple(DATASETS))
     parser.add_argument("--split", choices=SPLITS, help="default: every split that is there")
